@@ -1,0 +1,389 @@
+"""The nouns of memwatch: plain, frozen, serialisable data.  This module imports nothing of ours.
+
+Law: every class here has `to_dict()` (JSON types only) and `from_dict()`, and `from_dict(to_dict(x)) == x`.  A reader
+ignores keys it does not know, so that an older reader opens a newer record of the same schema.  Absent is absent (or
+`None`), never 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+SCHEMA = 1
+
+State = Literal["warming-up", "stable", "growing", "leaking", "recovering"]
+STATES: tuple[State, ...] = ("warming-up", "stable", "growing", "leaking", "recovering")
+Direction = Literal["increasing", "decreasing", "stable"]
+Kind = Literal["python-heap", "native", "fragmentation", "descriptors", "threads", "tasks", "children", "none"]
+KINDS: tuple[Kind, ...] = ("python-heap", "native", "fragmentation", "descriptors", "threads", "tasks", "children", "none")
+Severity = Literal["warning", "critical"]
+Fate = Literal["running", "exited", "killed"]
+
+# Worst first: which verdict stands for a whole directory, and what `--fail-on` compares.
+SEVERITY_ORDER: tuple[State, ...] = ("leaking", "growing", "recovering", "warming-up", "stable")
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One quantity a sample can hold."""
+
+    name: str
+    unit: Literal["bytes", "count", "seconds", "percent"]
+    title: str
+    what: str
+
+
+# The order is the order of columns in a record and of rows in a report.
+CHANNELS: tuple[Channel, ...] = (
+    Channel("rss", "bytes", "resident memory", "resident bytes"),
+    Channel("file", "bytes", "mapped files", "the part of rss that is pages of files and shared memory"),
+    Channel("uss", "bytes", "unique memory", "bytes only this process holds (smaps_rollup, read rarely: it is slow)"),
+    Channel("heap", "bytes", "Python heap", "live bytes in the Python allocator (pymalloc: blocks up to 512 bytes)"),
+    Channel("blocks", "count", "allocator blocks", "live blocks of the Python allocators, large ones included"),
+    Channel("large_blocks", "count", "large blocks", "live Python blocks over 512 bytes; their bytes are part of native"),
+    Channel("native", "bytes", "malloc in use", "bytes in use in the C library's malloc"),
+    Channel("retained", "bytes", "kept by allocators", "bytes malloc and pymalloc keep but nobody uses"),
+    Channel("fds", "count", "open descriptors", "open descriptors"),
+    Channel("sockets", "count", "open sockets", "open descriptors that are sockets"),
+    Channel("threads", "count", "threads", "operating system threads"),
+    Channel("children", "count", "child processes", "child processes"),
+    Channel("tasks", "count", "asyncio tasks", "asyncio tasks that are not done, over all running loops"),
+    Channel("gc_objects", "count", "tracked objects", "objects the cyclic collector tracks (read rarely: it is slow)"),
+    Channel("uncollectable", "count", "uncollectable", "objects in gc.garbage"),
+    Channel("gc2", "count", "full collections", "full collections since the process started"),
+    Channel("cpu", "seconds", "CPU time", "user and system CPU seconds used: the work clock"),
+    Channel("limit", "bytes", "memory limit", "effective memory limit"),
+    Channel("pressure", "percent", "memory pressure", "PSI some avg10, where the kernel has it"),
+    Channel("caches", "bytes", "memwatch caches", "accounted bytes in memwatch caches"),
+)
+CHANNEL_BY_NAME: Mapping[str, Channel] = {channel.name: channel for channel in CHANNELS}
+
+
+def iso(time_s: float | None) -> str | None:
+    """Render a Unix time as ISO 8601 in UTC with a trailing Z; None stays None."""
+    if time_s is None:
+        return None
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def unix(text: str | None) -> float | None:
+    """Parse what `iso` renders."""
+    return None if text is None else datetime.fromisoformat(text).timestamp()
+
+
+def _plain(cls: type, source: Mapping[str, Any], **converted: Any) -> dict[str, Any]:
+    """Keep the keys of *source* that *cls* knows, with *converted* taking precedence."""
+    known = {item.name for item in fields(cls)}
+    return {key: value for key, value in source.items() if key in known} | converted
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reading of the process.
+
+    A channel that was not read at this tick (too costly to read every time, or not available here) is absent from `values`.
+    """
+
+    time_s: float
+    """Unix time."""
+    uptime_s: float
+    """Monotonic seconds since the first sample."""
+    values: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"time_s": self.time_s, "uptime_s": self.uptime_s, "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_plain(cls, source))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a series does, how fast, and why we say so."""
+
+    channel: str
+    state: State
+    direction: Direction = "stable"
+    rate: float = 0.0
+    """Units of the channel per second."""
+    rate_low: float | None = None
+    rate_high: float | None = None
+    """95 % interval of `rate`; None while there is none."""
+    since: float | None = None
+    """When the growth judged began, on the clock of the samples (Unix time in a running watcher)."""
+    grown: float = 0.0
+    """Growth since `since`, in units of the channel."""
+    limit: float | None = None
+    exhausted_in_s: float | None = None
+    reason: str = ""
+    """One sentence."""
+    kind: Kind = "none"
+    severity: Severity | None = None
+    """`critical` at or above `growth_limit`, or when little time is left; None unless leaking."""
+
+    def to_dict(self) -> dict[str, Any]:
+        result = {item.name: getattr(self, item.name) for item in fields(self)}
+        return result | {"since": iso(self.since)}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_plain(cls, source, since=unix(source.get("since"))))
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """One line of evidence.  The only row type, so that every renderer shows every collector."""
+
+    label: str
+    bytes: float | None = None
+    count: float | None = None
+    share: float | None = None
+    """Part of the measured growth, 0 to 1."""
+    trail: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "bytes": self.bytes, "count": self.count, "share": self.share, "trail": list(self.trail)}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_plain(cls, source, trail=tuple(source.get("trail") or ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One collector's ranked suspects, and what it could not see."""
+
+    collector: str
+    suspects: tuple[Suspect, ...] = ()
+    explains: float | None = None
+    """Growth explained / growth measured on the verdict's channel."""
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "collector": self.collector,
+            "explains": self.explains,
+            "note": self.note,
+            "suspects": [suspect.to_dict() for suspect in self.suspects],
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        suspects = tuple(Suspect.from_dict(item) for item in source.get("suspects") or ())
+        return cls(**_plain(cls, source, suspects=suspects))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at a moment: a verdict change, a relief step, a peak, an end.
+
+    `what` is one of `verdict`, `pressure`, `relief`, `alert`, `plug`, `finding`, `block`, `note`, `end`; `details` holds
+    JSON types.  In `to_dict` the details stand beside `time` and `what`, so that `event["state"]` works for a verdict.
+    """
+
+    time_s: float
+    what: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.details) | {"time": iso(self.time_s), "what": self.what}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        details = {key: value for key, value in source.items() if key not in ("time", "what")}
+        return cls(time_s=unix(source["time"]) or 0.0, what=source["what"], details=details)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Who was watched."""
+
+    pid: int
+    name: str
+    command: tuple[str, ...] = ()
+    python: str | None = None
+    host: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    started: float | None = None
+    ended: float | None = None
+    fate: Fate = "running"
+    end: str | None = None
+    """How it ended, in words ("exit status 0", "signal 9 (SIGKILL)"); None while it runs or when nobody saw it."""
+    ppid: int | None = None
+    start_ticks: int | None = None
+    """Kernel start time of the process (field 22 of /proc/PID/stat): tells a reused pid from the same process."""
+    boot: str | None = None
+    """Identity of the boot the start time belongs to."""
+    interval_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        result = {item.name: getattr(self, item.name) for item in fields(self)}
+        return result | {
+            "command": list(self.command),
+            "labels": dict(self.labels),
+            "started": iso(self.started),
+            "ended": iso(self.ended),
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(
+            **_plain(
+                cls,
+                source,
+                command=tuple(source.get("command") or ()),
+                labels=dict(source.get("labels") or {}),
+                started=unix(source.get("started")),
+                ended=unix(source.get("ended")),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSummary:
+    """One channel over the whole watch."""
+
+    current: float | None = None
+    average: float | None = None
+    peak: float | None = None
+    state: State | None = None
+    direction: Direction | None = None
+    rate: float | None = None
+    reason: str | None = None
+    taken: float | None = None
+    """Unix time of the last reading: channels that are costly to read are read rarely."""
+
+    def to_dict(self) -> dict[str, Any]:
+        result = {item.name: getattr(self, item.name) for item in fields(self)}
+        return result | {"taken": iso(self.taken)}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_plain(cls, source, taken=unix(source.get("taken"))))
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What was measured since the watch began."""
+
+    samples: int
+    uptime_s: float
+    channels: Mapping[str, ChannelSummary]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "uptime_s": self.uptime_s,
+            "channels": {name: summary.to_dict() for name, summary in self.channels.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        channels = {name: ChannelSummary.from_dict(item) for name, item in (source.get("channels") or {}).items()}
+        return cls(**_plain(cls, source, channels=channels))
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What a collection gave back.  A negative number means that the quantity grew meanwhile (other threads ran)."""
+
+    collected: int
+    """Objects the cyclic collector found unreachable."""
+    heap_bytes: int | None
+    """Live bytes less than before, in the Python allocator and in malloc; None where neither can be read."""
+    rss_bytes: int | None
+    """Resident bytes less than before; None where it can't be read."""
+    trimmed: bool
+    """Whether malloc was asked to hand free pages back (glibc only)."""
+    took_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_plain(cls, source))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything known about one watched process: plain data, rendered elsewhere."""
+
+    process: Process
+    verdict: Verdict
+    statistics: Statistics
+    evidence: tuple[Evidence, ...] = ()
+    caches: tuple[Mapping[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
+    history: tuple[Sample, ...] = ()
+    """Thinned to a few hundred samples; not part of the JSON report (the record has all of them)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the finding: the same for the same leak on another host, in another process or release.
+
+        Made of the kind, the channel and the first suspect's label and trail root; never of pids, addresses, rates or line
+        numbers.
+        """
+        first = next((suspect for item in self.evidence for suspect in item.suspects), None)
+        label = "" if first is None else "".join(char for char in first.label if not char.isdigit())
+        root = first.trail[0] if first is not None and first.trail else ""
+        text = "\n".join((self.process.name, self.verdict.kind, self.verdict.channel, label, root))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "process": self.process.to_dict(),
+            "verdict": self.verdict.to_dict(),
+            "channels": {name: summary.to_dict() for name, summary in self.statistics.channels.items()},
+            "samples": self.statistics.samples,
+            "uptime_s": self.statistics.uptime_s,
+            "evidence": [item.to_dict() for item in self.evidence],
+            "caches": [dict(item) for item in self.caches],
+            "events": [event.to_dict() for event in self.events],
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        schema = source.get("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"this report has schema {schema!r}; this memwatch reads schema {SCHEMA}")
+        return cls(
+            process=Process.from_dict(source["process"]),
+            verdict=Verdict.from_dict(source["verdict"]),
+            statistics=Statistics.from_dict(source),
+            evidence=tuple(Evidence.from_dict(item) for item in source.get("evidence") or ()),
+            caches=tuple(source.get("caches") or ()),
+            events=tuple(Event.from_dict(item) for item in source.get("events") or ()),
+        )
+
+    def render(self, format: str = "text") -> str:
+        """Render this report; *format* is one of `memwatch.report.FORMATS`.
+
+        Raises:
+            ValueError: the format is not known; the message lists those that are.
+        """
+        # The one call that points up: the contract puts render() here, and it is loaded only when somebody looks.
+        from memwatch import report
+
+        return report.render(self, format)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict | None:
+    """The verdict that stands for several: the worst state, among equals the soonest exhaustion."""
+    return min(
+        verdicts,
+        key=lambda verdict: (
+            SEVERITY_ORDER.index(verdict.state),
+            verdict.severity != "critical",
+            verdict.exhausted_in_s if verdict.exhausted_in_s is not None else float("inf"),
+        ),
+        default=None,
+    )
