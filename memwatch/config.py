@@ -1,0 +1,336 @@
+"""Settings: what they are called, what they accept, where each value came from.
+
+Law: arguments > `MEMWATCH_*` > `[tool.memwatch]` (the last for the CLI and pytest only) > default.  An unknown or malformed
+setting is a `SettingError` that names the setting, its source, what it accepts and the nearest valid name.  Nothing is ever
+silently ignored, and a bare number where a unit matters is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from memwatch import units
+
+ENVIRONMENT_PREFIX = "MEMWATCH_"
+DISABLE = "MEMWATCH_DISABLE"
+# Names under the prefix that are not settings of the watcher: the kill switch, and what `memwatch run` hands to its children.
+RESERVED = {DISABLE}
+RESERVED_PREFIXES = ("MEMWATCH_RUN_", "MEMWATCH_PYTEST_")
+
+EvidenceMode = Literal["auto", "off", "sampling", "tracemalloc"]
+EVIDENCE_MODES: tuple[EvidenceMode, ...] = ("auto", "off", "sampling", "tracemalloc")
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or malformed.  The message says which, from where, what is accepted, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting of a watcher, parsed.  Sizes are bytes, durations seconds."""
+
+    interval_s: float = 10.0
+    growth_limit_bytes_per_s: float = 10 * 1024**2 / 60
+    """A leak at or above this rate is critical; slower ones are still found and reported."""
+    growth_limit_of_limit_per_s: float | None = None
+    """Set instead of the absolute rate where it was given as percent of the memory limit per time."""
+    memory_limit_bytes: int | None = None
+    """None: the tightest limit found (cgroup, rlimit, host)."""
+    warning: float = 0.70
+    """A fraction of the limit up to 1, or bytes above 1."""
+    critical: float = 0.85
+    evidence: EvidenceMode = "auto"
+    directory: Path | Literal[False] | None = None
+    """None: the state directory of the user; False: no record."""
+    name: str | None = None
+    """None: derived from the command."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cleanup_interval_s: float = 300.0
+    """0: no periodic clean-up."""
+    record_limit_bytes: int = 32 * 1024**2
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting name to where its value came from, for those that are not defaults."""
+
+    def growth_limit(self, memory_limit_bytes: float | None) -> float:
+        """The growth limit in bytes per second, given the effective memory limit."""
+        if self.growth_limit_of_limit_per_s is not None and memory_limit_bytes:
+            return self.growth_limit_of_limit_per_s * memory_limit_bytes
+        return self.growth_limit_bytes_per_s
+
+    def level_bytes(self, level: float, memory_limit_bytes: float | None) -> float | None:
+        """A pressure level in bytes: absolute as given, or a fraction of the limit; None where there is no limit."""
+        if level > 1:
+            return level
+        return None if memory_limit_bytes is None else level * memory_limit_bytes
+
+
+class _Refused(ValueError):
+    """A parser's refusal; the message is what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its name in each of the three sources, and how its value is read."""
+
+    name: str
+    """Keyword of `memwatch.start()` and key in `[tool.memwatch]`."""
+    environment: str
+    accepts: str
+    parse: Callable[[Any], dict[str, Any]]
+    """Value as given to the fields of Config it sets; raises ValueError or TypeError."""
+
+
+def _interval(value: Any) -> dict[str, Any]:
+    seconds = units.parse_duration(value)
+    if not 0.05 <= seconds <= 3600:
+        raise _Refused("between 50ms and 1h")
+    return {"interval_s": seconds}
+
+
+def _growth_limit(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and "%" in value:
+        share = units.parse_rate(value, of=1.0)
+        if share <= 0:
+            raise _Refused("more than 0")
+        return {"growth_limit_of_limit_per_s": share}
+    rate = units.parse_rate(value)
+    if rate <= 0:
+        raise _Refused("more than 0")
+    return {"growth_limit_bytes_per_s": rate}
+
+
+def _memory_limit(value: Any) -> dict[str, Any]:
+    if value == "auto":
+        return {"memory_limit_bytes": None}
+    size = units.parse_size(value)
+    if size < 1024**2:
+        raise _Refused("at least 1MiB")
+    return {"memory_limit_bytes": size}
+
+
+def _level(name: str) -> Callable[[Any], dict[str, Any]]:
+    def parse(value: Any) -> dict[str, Any]:
+        if isinstance(value, bool):
+            raise TypeError(value)
+        if isinstance(value, int | float):
+            fraction = float(value)
+        elif isinstance(value, str) and value.strip().endswith("%"):
+            fraction = units.parse_fraction(value)
+        else:
+            try:
+                fraction = float(value)
+            except ValueError:
+                size = units.parse_size(value)
+                if size <= 1:
+                    raise _Refused("at least 1MiB") from None
+                return {name: float(size)}
+        if not 0 < fraction <= 1 or math.isnan(fraction):
+            raise _Refused("a fraction above 0 and up to 1, or a size with its unit")
+        return {name: fraction}
+
+    return parse
+
+
+def _evidence(value: Any) -> dict[str, Any]:
+    if value not in EVIDENCE_MODES:
+        raise _Refused("")
+    return {"evidence": value}
+
+
+def _directory(value: Any) -> dict[str, Any]:
+    if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false", "none")):
+        return {"directory": False}
+    if value is None:
+        return {"directory": None}
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise TypeError(value)
+    return {"directory": Path(value).expanduser()}
+
+
+def _name(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {"name": None}
+    if not isinstance(value, str) or not value.strip() or len(value) > 200:
+        raise TypeError(value)
+    return {"name": value.strip()}
+
+
+def _labels(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        pairs: dict[str, str] = {}
+        for part in filter(None, (piece.strip() for piece in value.split(","))):
+            key, equals, text = part.partition("=")
+            if not equals or not key.strip():
+                raise _Refused("")
+            pairs[key.strip()] = text.strip()
+        return {"labels": pairs}
+    if not isinstance(value, Mapping):
+        raise TypeError(value)
+    return {"labels": {str(key): str(text) for key, text in value.items()}}
+
+
+def _cleanup_interval(value: Any) -> dict[str, Any]:
+    if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false", "none")):
+        return {"cleanup_interval_s": 0.0}
+    seconds = units.parse_duration(value)
+    if seconds < 1:
+        raise _Refused("at least 1s")
+    return {"cleanup_interval_s": seconds}
+
+
+def _record_limit(value: Any) -> dict[str, Any]:
+    size = units.parse_size(value)
+    if size < 1024**2:
+        raise _Refused("at least 1MiB")
+    return {"record_limit_bytes": size}
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("interval", "MEMWATCH_INTERVAL", f"{units.DURATIONS_ACCEPTED}, between 50ms and 1h", _interval),
+    Setting("growth_limit", "MEMWATCH_GROWTH_LIMIT", units.RATES_ACCEPTED, _growth_limit),
+    Setting("memory_limit", "MEMWATCH_MEMORY_LIMIT", f"'auto', or {units.SIZES_ACCEPTED}, at least 1MiB", _memory_limit),
+    Setting("warning", "MEMWATCH_WARNING", "a fraction of the limit (0.70, 70%) or a size (500MB)", _level("warning")),
+    Setting("critical", "MEMWATCH_CRITICAL", "a fraction of the limit (0.85, 85%) or a size (700MB)", _level("critical")),
+    Setting("evidence", "MEMWATCH_EVIDENCE", "one of " + ", ".join(EVIDENCE_MODES), _evidence),
+    Setting("directory", "MEMWATCH_DIR", "a directory, or 'off' for no record", _directory),
+    Setting("name", "MEMWATCH_NAME", "a name of 1 to 200 characters", _name),
+    Setting("labels", "MEMWATCH_LABELS", "pairs such as version=1.4.2,team=shop (or a mapping)", _labels),
+    Setting(
+        "cleanup_interval", "MEMWATCH_CLEANUP_INTERVAL", f"'off', or {units.DURATIONS_ACCEPTED}, at least 1s", _cleanup_interval
+    ),
+    Setting("record_limit", "MEMWATCH_RECORD_LIMIT", f"{units.SIZES_ACCEPTED}, at least 1MiB", _record_limit),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+_BY_ENVIRONMENT = {setting.environment: setting for setting in SETTINGS}
+
+
+def is_disabled(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether `MEMWATCH_DISABLE` is set to something that means yes."""
+    value = (os.environ if environ is None else environ).get(DISABLE, "")
+    return value.strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def load(
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    pyproject: Path | None = None,
+) -> Config:
+    """Read the settings from all sources.
+
+    Args:
+        arguments: what was given in code; a key whose value is None counts as not given.
+        environ: defaults to `os.environ`.
+        pyproject: a `pyproject.toml` to read `[tool.memwatch]` from; None reads none (services read none).
+
+    Raises:
+        SettingError: an unknown or malformed setting in any source.
+    """
+    found: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, pairs in (
+        (_tool_table(pyproject), "toml"),
+        (_environment(os.environ if environ is None else environ), "environment"),
+        (_arguments(arguments or {}), "arguments"),
+    ):
+        for setting, value, origin in source:
+            found.update(_read(setting, value, origin, in_environment=pairs == "environment"))
+            origins[setting.name] = origin
+    config = replace(Config(), **found, origins=origins)
+    _check_levels(config)
+    return config
+
+
+def _read(setting: Setting, value: Any, origin: str, *, in_environment: bool) -> dict[str, Any]:
+    shown = setting.environment if in_environment else setting.name
+    try:
+        return setting.parse(value)
+    except (ValueError, TypeError):
+        bare = isinstance(value, int | float) or (isinstance(value, str) and value.strip().replace(".", "", 1).isdigit())
+        hint = f" {value!r} has no unit." if bare and "unit" in setting.accepts else ""
+        raise SettingError(f"{shown}: {value!r} (from {origin}) is not accepted.{hint} Give {setting.accepts}.") from None
+
+
+def _arguments(arguments: Mapping[str, Any]) -> list[tuple[Setting, Any, str]]:
+    result = []
+    for name, value in arguments.items():
+        if name not in _BY_NAME:
+            raise SettingError(_unknown(name, "argument", list(_BY_NAME)))
+        if value is not None:
+            result.append((_BY_NAME[name], value, "argument"))
+    return result
+
+
+def _environment(environ: Mapping[str, str]) -> list[tuple[Setting, Any, str]]:
+    result = []
+    for name, value in environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED or name.startswith(RESERVED_PREFIXES):
+            continue
+        if name not in _BY_ENVIRONMENT:
+            raise SettingError(_unknown(name, "environment", [*_BY_ENVIRONMENT, *RESERVED]))
+        result.append((_BY_ENVIRONMENT[name], value, f"environment variable {name}"))
+    return result
+
+
+def _tool_table(pyproject: Path | None) -> list[tuple[Setting, Any, str]]:
+    if pyproject is None or not pyproject.is_file():
+        return []
+    import tomllib  # only the CLI and pytest read it; a service never pays for it
+
+    try:
+        table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("memwatch", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingError(f"{pyproject}: cannot be read: {error}") from None
+    result = []
+    for name, value in table.items():
+        if name not in _BY_NAME:
+            raise SettingError(_unknown(name, f"[tool.memwatch] in {pyproject}", list(_BY_NAME)))
+        result.append((_BY_NAME[name], value, f"[tool.memwatch] in {pyproject}"))
+    return result
+
+
+def _unknown(name: str, source: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    suggestion = f", did you mean {near[0]}?" if near else "."
+    return f"{name}: unknown setting{suggestion} (From {source}; settings are {', '.join(sorted(valid))}.)"
+
+
+def _check_levels(config: Config) -> None:
+    same_kind = (config.warning > 1) == (config.critical > 1)
+    if same_kind and config.warning > config.critical:
+        origin = config.origins.get("warning") or config.origins.get("critical") or "default"
+        raise SettingError(
+            f"warning: {config.warning:g} (from {origin}) is above critical ({config.critical:g}). "
+            "Give a warning level at or below the critical one."
+        )
+
+
+def described(config: Config) -> list[tuple[str, str, str]]:
+    """Every setting as (name, value as text, where it came from), for `memwatch doctor`."""
+
+    def level(value: float) -> str:
+        return f"{value:.0%} of the limit" if value <= 1 else units.format_size(value)
+
+    share = config.growth_limit_of_limit_per_s
+    values = {
+        "interval": units.format_duration(config.interval_s),
+        "growth_limit": f"{share * 3600:.3g} of the limit per hour"
+        if share is not None
+        else units.format_rate(config.growth_limit_bytes_per_s, sign=False),
+        "memory_limit": "auto" if config.memory_limit_bytes is None else units.format_size(config.memory_limit_bytes),
+        "warning": level(config.warning),
+        "critical": level(config.critical),
+        "evidence": config.evidence,
+        "directory": "off" if config.directory is False else "the user's state directory" if config.directory is None else str(config.directory),
+        "name": config.name or "from the command",
+        "labels": ", ".join(f"{key}={value}" for key, value in config.labels.items()) or "none",
+        "cleanup_interval": units.format_duration(config.cleanup_interval_s) if config.cleanup_interval_s else "off",
+        "record_limit": units.format_size(config.record_limit_bytes),
+    }
+    return [(setting.name, values[setting.name], config.origins.get(setting.name, "default")) for setting in SETTINGS]
