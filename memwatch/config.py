@@ -70,6 +70,26 @@ class Config:
         return None if memory_limit_bytes is None else level * memory_limit_bytes
 
 
+    def agrees(self, other: Config, name: str) -> bool:
+        """Whether the setting called *name* has the same value in both."""
+        return all(getattr(self, part) == getattr(other, part) for part in _FIELDS[name])
+
+
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "interval": ("interval_s",),
+    "growth_limit": ("growth_limit_bytes_per_s", "growth_limit_of_limit_per_s"),
+    "memory_limit": ("memory_limit_bytes",),
+    "warning": ("warning",),
+    "critical": ("critical",),
+    "evidence": ("evidence",),
+    "directory": ("directory",),
+    "name": ("name",),
+    "labels": ("labels",),
+    "cleanup_interval": ("cleanup_interval_s",),
+    "record_limit": ("record_limit_bytes",),
+}
+
+
 class _Refused(ValueError):
     """A parser's refusal; the message is what is accepted."""
 

@@ -220,6 +220,8 @@ class Process:
     boot: str | None = None
     """Identity of the boot the start time belongs to."""
     interval_s: float | None = None
+    oom_kills: int | None = None
+    """OOM kills in the cgroup when the watch began: more of them now, and a death without goodbye has its reason."""
 
     def to_dict(self) -> dict[str, Any]:
         result = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -1,0 +1,76 @@
+"""Fork and exit: what the running watchers do when the process forks or ends.
+
+Registered once, when the first watcher starts; importing registers nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from typing import Protocol
+
+
+class Forkable(Protocol):
+    """What a watcher offers this module."""
+
+    def before_fork(self) -> None: ...
+    def after_fork_in_parent(self) -> None: ...
+    def after_fork_in_child(self) -> None: ...
+    def at_exit(self) -> None: ...
+
+
+_watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_registered = False
+_known_to_multiprocessing = False
+
+
+def watch(watcher: Forkable) -> None:
+    """Carry this watcher over forks and to the end of the interpreter."""
+    global _registered
+    _watched.add(watcher)
+    if not _registered:
+        _registered = True
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+        atexit.register(_at_exit)
+
+
+def unwatch(watcher: Forkable) -> None:
+    """Forget this watcher."""
+    _watched.discard(watcher)
+
+
+def _before() -> None:
+    _meet_multiprocessing()
+    for watcher in list(_watched):
+        watcher.before_fork()
+
+
+def _after_in_parent() -> None:
+    for watcher in list(_watched):
+        watcher.after_fork_in_parent()
+
+
+def _after_in_child() -> None:
+    for watcher in list(_watched):
+        watcher.after_fork_in_child()
+
+
+def _at_exit() -> None:
+    for watcher in list(_watched):
+        watcher.at_exit()
+
+
+def _meet_multiprocessing() -> None:
+    """A multiprocessing child leaves by os._exit after its own finalizers, without atexit: be one of those."""
+    global _known_to_multiprocessing
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _known_to_multiprocessing:
+        _known_to_multiprocessing = True
+        util.register_after_fork(sys.modules[__name__], _in_multiprocessing_child)
+
+
+def _in_multiprocessing_child(_: object) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, _at_exit, exitpriority=-100)

@@ -1,0 +1,127 @@
+"""Keeping the record while the program runs: opened late, given up on failure, tried again later.
+
+Law: a record that cannot be written never stops the watch; that is said once, and once more when it is written again.  What
+happened meanwhile is kept (bounded) and written then; samples taken meanwhile are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from memwatch.model import Event, Process, Report, Sample
+from memwatch.record import RecordError, RecordWriter, default_directory, prune_records
+from memwatch.whoami import is_dead
+
+RETRY_S = 300.0
+"""After a failed write (a full disk), and to see whether somebody deleted the file, look this often."""
+WAITING_KEPT = 200
+"""Events kept while the record cannot be written."""
+
+
+class Journal:
+    """The record of one watch.
+
+    Args:
+        directory: where; None is the user's state directory, False no record.
+        describe: whose record; called when it is opened.
+        say: told once when the record fails, and when it recovers.
+
+    Threads: one at a time; the watcher holds a lock.
+    """
+
+    def __init__(
+        self, directory: Path | bool | None, describe: Callable[[], Process], say: Callable[[str], None], *, limit_bytes: int
+    ) -> None:
+        self._directory = directory
+        self._describe = describe
+        self._say = say
+        self._limit_bytes = limit_bytes
+        self._writer: RecordWriter | None = None
+        self._waiting: list[Event] = []
+        self._failed = False
+        self._closed = False
+        self._due_s = float("-inf")
+
+    @property
+    def path(self) -> Path | None:
+        """The file being written; None without one."""
+        return None if self._writer is None else self._writer.path
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors it holds: the file, its log and the log's index."""
+        return 0 if self._writer is None else 3
+
+    def keep(self, event: Event) -> None:
+        """Put an event aside until the next write."""
+        self._waiting = [*self._waiting, event][-WAITING_KEPT:]
+
+    def write(self, sample: Sample, report: Report, events: Iterable[Event], *, now_s: float) -> None:
+        """Write one tick; never raises.
+
+        Args:
+            now_s: monotonic seconds.
+        """
+        if self._directory is False or self._closed or (self._failed and now_s < self._due_s):
+            for event in events:
+                self.keep(event)
+            return
+        waiting = [*self._waiting, *events]
+        try:
+            if self._writer is not None and now_s >= self._due_s:
+                self._due_s = now_s + RETRY_S
+                if not self._writer.still_there():
+                    self._writer.close()
+                    self._writer = None
+            if self._writer is None:
+                self._open(sample.time_s)
+                self._due_s = now_s + RETRY_S
+            assert self._writer is not None
+            self._writer.write(sample, report, waiting)
+        except (RecordError, ImportError) as error:  # ImportError: a Python built without SQLite
+            self._waiting = waiting[-WAITING_KEPT:]
+            self._due_s = now_s + RETRY_S
+            if not self._failed:
+                self._failed = True
+                self._say(f"watching goes on without a record: {error}")
+            return
+        self._waiting = []
+        if self._failed:
+            self._failed = False
+            self._say(f"the record is being written again: {self._writer.path}")
+
+    def close(self, time_s: float, how: str, *, worthless: bool = False) -> None:
+        """Write the goodbye and close; never raises.  Nothing is written afterwards.
+
+        Args:
+            worthless: delete the record instead: it holds nothing anybody would read.
+        """
+        self._closed = True
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        if worthless:
+            writer.discard()
+            return
+        try:
+            if self._waiting:
+                writer.write(events=self._waiting)
+            writer.end(time_s, how)
+        except RecordError as error:
+            if not self._failed:
+                self._say(f"the end was not recorded: {error}")
+        writer.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let the parent's record alone."""
+        self._closed = True
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abandon()
+
+    def _open(self, now_s: float) -> None:
+        directory = self._directory or default_directory()
+        assert isinstance(directory, Path)
+        self._writer = RecordWriter(directory, self._describe(), limit_bytes=self._limit_bytes)
+        prune_records(directory, is_dead, now_s=now_s)

@@ -1,0 +1,578 @@
+"""The watcher: reads vitals on an interval, judges the trend, relieves pressure, records, and tells the sinks.
+
+Law: nothing ever escapes into the watched program.  `Watcher.tick` is the one place that catches everything; a plug (source, sink,
+hook) that raises is logged once with its name, disabled, and listed in `Watcher.failures`.  No lock of ours is held while a plug
+runs, so that a sink may call `stop()` and a hook may call `snapshot()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from memwatch import config as settings
+from memwatch import forks, osthread, units
+from memwatch.expectations import Expectations
+from memwatch.journal import Journal
+from memwatch.model import Event, Process, Report, Sample, Statistics, Verdict
+from memwatch.pressure import Pressure, ReliefHooks, hook_name
+from memwatch.record import RecordError, read_report
+from memwatch.relief import Relief, Situation
+from memwatch.tally import Tally
+from memwatch.trend import LeakDetector
+from memwatch.vitals import Vitals
+from memwatch.whoami import describe_process, refusal
+
+log = logging.getLogger("memwatch")
+
+Sink = Callable[[Report], Any]
+
+FORKED_CHILD_DELAY_S = 1.0
+"""A forked child takes its first sample after this long: what lives shorter is of no interest to anybody, and costs nothing."""
+EXHAUSTION_ALERT_S = 3600.0
+"""Alert when the memory limit is projected to be reached within this time, whatever the verdict calls the growth."""
+EVENTS_IN_MEMORY = 200
+FORK_WAIT_S = 0.2
+"""The program's fork waits at most this long for a write under way (a slow disk)."""
+
+
+class Clock(Protocol):
+    """Time as a parameter; `memwatch.testing.FakeClock` is another one."""
+
+    def time(self) -> float:
+        """Unix time."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+
+class Source(Protocol):
+    """What the watcher reads; `memwatch.vitals.Vitals`, or a scripted one in tests."""
+
+    def read(self, on_error: Callable[[str, Exception], None] | None = None) -> Mapping[str, float]:
+        """One reading: the channels read now."""
+        ...
+
+
+class Watcher:
+    """Watches the process it runs in.
+
+    Args:
+        interval, growth_limit, memory_limit, warning, critical, evidence, directory, labels, name, cleanup_interval, record_limit,
+            sinks, on_leak, on_pressure: see `memwatch.start`; what is not given is read from `MEMWATCH_*`, else the default.
+        hooks, expectations: a program's own sets; `memwatch.start` gives those that `on_cleanup` and `expect_gone` fill.
+        clock, source: time and vitals; for tests.
+
+    Raises:
+        memwatch.config.SettingError: a setting is unknown or malformed.
+
+    Threads: every method is safe from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: str | None = None,
+        growth_limit: str | None = None,
+        memory_limit: str | None = None,
+        warning: float | str | None = None,
+        critical: float | str | None = None,
+        evidence: str | None = None,
+        directory: str | os.PathLike[str] | bool | None = None,
+        labels: Mapping[str, str] | None = None,
+        name: str | None = None,
+        sinks: Iterable[Sink] | None = None,
+        on_leak: Callable[[Report], Any] | None = None,
+        on_pressure: Callable[[Pressure], Any] | None = None,
+        cleanup_interval: str | bool | None = None,
+        record_limit: str | None = None,
+        hooks: ReliefHooks | None = None,
+        expectations: Expectations | None = None,
+        clock: Clock | None = None,
+        source: Source | None = None,
+    ) -> None:
+        self.config = settings.load(
+            {
+                "interval": interval,
+                "growth_limit": growth_limit,
+                "memory_limit": memory_limit,
+                "warning": warning,
+                "critical": critical,
+                "evidence": evidence,
+                "directory": directory,
+                "labels": labels,
+                "name": name,
+                "cleanup_interval": cleanup_interval,
+                "record_limit": record_limit,
+            }
+        )
+        self.clock: Clock = clock or time
+        self.failures: dict[str, str] = {}
+        """Plugs that failed and were disabled: name to what they raised."""
+        self._hooks = hooks if hooks is not None else ReliefHooks()
+        self._expectations = expectations if expectations is not None else Expectations()
+        self._sinks: dict[str, Sink] = {}
+        self._on_pressure: dict[str, Callable[[Pressure], Any]] = {}
+        self.add_callbacks(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
+        self._given_source = source
+        self._vitals = None if source is not None else Vitals(own_fds=self._own_descriptors, own_threads=self._own_threads)
+        self._generation = 0
+        self._thread_running = False
+        self._forked = False
+        self._reset()
+
+    # -- life ------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin to watch, on a thread of its own.  Does nothing if it is watching already; may follow `stop()`.
+
+        Never raises: where a thread cannot be started, that is logged and the program goes on unwatched.
+        """
+        with self._state_lock:
+            if self._thread_running:
+                return self
+            why_not = refusal()
+            if why_not:
+                log.warning("not watching: %s", why_not)
+                return self
+            if self._stopped:
+                self._reset()
+            forks.watch(self)  # before the first tick: the program may fork at once
+            self._begin()
+        return self
+
+    def stop(self) -> None:
+        """Stop watching, write the goodbye and close the record.  Safe from a sink or hook, and more than once.  Never raises."""
+        self._end("stopped watching")
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether the sampling thread is at work."""
+        return self._thread_running
+
+    @property
+    def record_path(self) -> Path | None:
+        """The file being written; None without one."""
+        return self._journal.path
+
+    # -- what is known ---------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Sample:
+        """One reading now.  It is not recorded and does not disturb the trend.
+
+        Cost: as one tick (bench/tick.py).
+        """
+        with self._state_lock:
+            return Sample(self.clock.time(), self._uptime(), self._read())
+
+    def trend(self, channel: str = "rss") -> Verdict:
+        """What one channel does.
+
+        Raises:
+            KeyError: no such channel is judged; the message lists those that are.
+        """
+        with self._state_lock:
+            verdicts = self._verdicts()
+        if not verdicts:
+            return Verdict(channel, "warming-up", reason="no sample was taken yet")
+        if channel not in verdicts:
+            raise KeyError(f"no channel {channel!r} is judged; there are {', '.join(sorted(verdicts))}")
+        return verdicts[channel]
+
+    def statistics(self) -> Statistics:
+        """Current, average and peak of every channel since the watch began."""
+        with self._state_lock:
+            return self._tally.statistics(self._uptime(), self._verdicts())
+
+    def report(self) -> Report:
+        """Everything known.  Where there is a record, the curve, all events and the evidence come from it."""
+        with self._state_lock:
+            report = replace(self._report(), events=tuple(self._events))
+            path = self.record_path
+        if path is not None:
+            with contextlib.suppress(RecordError):
+                recorded = read_report(path)
+                report = replace(report, history=recorded.history, events=recorded.events, evidence=recorded.evidence)
+        return report
+
+    def add_callbacks(
+        self,
+        *,
+        sinks: Iterable[Sink] | None = None,
+        on_leak: Callable[[Report], Any] | None = None,
+        on_pressure: Callable[[Pressure], Any] | None = None,
+    ) -> None:
+        """Add functions to be told; see `memwatch.start`.  A function given again is told once.
+
+        Raises:
+            TypeError: one of them is not callable.
+        """
+        added = list(sinks or ())
+        for callback in (*added, on_leak, on_pressure):
+            if callback is not None and not callable(callback):
+                raise TypeError(f"a sink must be callable, not {type(callback).__name__}")
+        for sink in added:
+            self._sinks[_free_name(self._sinks, sink)] = sink
+        if on_leak is not None:
+            self._sinks[_free_name(self._sinks, on_leak)] = _OnlyLeaks(on_leak)
+        if on_pressure is not None:
+            self._on_pressure[_free_name(self._on_pressure, on_pressure)] = on_pressure
+
+    def note(self, what: str, details: Mapping[str, Any]) -> None:
+        """Put an event into the record with the next tick."""
+        event = Event(self.clock.time(), what, details)
+        with self._state_lock:
+            self._remember([event])
+            self._pending.append(event)
+            del self._pending[:-EVENTS_IN_MEMORY]
+
+    # -- one tick --------------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> Verdict:
+        """Take one sample, judge it, act on it.  What the thread does on every interval; never raises.
+
+        A tick that comes while another is under way (from a hook, or another thread) takes nothing and returns the standing verdict.
+        """
+        with self._state_lock:
+            if self._ticking:
+                return self._verdict
+            self._ticking = True
+        try:
+            self._tick()
+        except Exception as error:
+            # The one place that catches everything: a fault of ours must not become the program's.
+            self._fail("tick", error, disabled=False)
+        finally:
+            self._ticking = False
+        return self._verdict
+
+    def _tick(self) -> None:
+        with self._state_lock:
+            if not self._tally.samples:
+                forks.watch(self)  # also where tick() is called by hand
+            now_s = self._now()
+            values = self._read()
+            sample = Sample(now_s, self._uptime(), values)
+            self._tally.add(sample)
+            before, self._verdict = self._verdict, self._judge(sample)
+            events, occasions = self._consequences(before, self._verdict, now_s)
+            situation = self._situation(sample)
+            report = self._report()
+        # From here on without the state lock: hooks and sinks are the program's code.
+        events += self._relief.act(situation, self._tell_pressure)
+        for finding in self._expectations.overdue(self.clock.monotonic(), situation.blocks):
+            events.append(Event(now_s, "finding", finding))
+            occasions.append("finding")
+        with self._state_lock:
+            self._remember(events)
+            events = self._pending + events
+            self._pending = []
+        with self._record_lock:
+            if self._thread_running or not self._stopped:
+                self._journal.write(sample, report, events, now_s=self.clock.monotonic())
+        for event in events:
+            _log_event(event)
+        for occasion in occasions:
+            self._tell(occasion)
+
+    def _judge(self, sample: Sample) -> Verdict:
+        """The detector's clock is the first wall time plus monotonic seconds; people read the wall clock of now."""
+        if self._detector is None:
+            growth_limit = self.config.growth_limit(self._limit)
+            self._detector = LeakDetector(self.config.interval_s, self._limit, growth_limit=growth_limit)
+        found = self._detector.update(self._first_wall_s + sample.uptime_s, sample.values)
+        return self._on_wall_clock(found)
+
+    def _consequences(self, before: Verdict, after: Verdict, now_s: float) -> tuple[list[Event], list[str]]:
+        """Events of this tick, and the occasions on which the sinks are told."""
+        events: list[Event] = []
+        occasions: list[str] = []
+        if after.state != before.state or (after.state == "leaking" and after.kind != before.kind):
+            events.append(Event(now_s, "verdict", after.to_dict()))
+            if after.state == "leaking" and before.state != "leaking":
+                occasions.append("leak")
+                self._told_growth = after.grown
+            elif before.state == "leaking" and after.state != "leaking":
+                occasions.append("over")
+        elif after.state == "leaking" and after.grown >= 2 * self._told_growth > 0:
+            occasions.append("doubled")
+            self._told_growth = after.grown
+        left_s = after.exhausted_in_s
+        if left_s is not None and left_s < EXHAUSTION_ALERT_S and after.state in ("growing", "leaking"):
+            if not self._exhaustion_told:
+                self._exhaustion_told = True
+                details = {"alert": "exhaustion", "exhausted_in_s": left_s, "channel": after.channel}
+                events.append(Event(now_s, "alert", details))
+                occasions.append("exhaustion")
+        elif left_s is None or left_s > 2 * EXHAUSTION_ALERT_S:
+            self._exhaustion_told = False
+        return events, occasions
+
+    def _situation(self, sample: Sample) -> Situation:
+        return Situation(
+            time_s=sample.time_s,
+            uptime_s=sample.uptime_s,
+            rss_bytes=sample.values.get("rss"),
+            blocks=self._tally.current("blocks"),
+            retained_bytes=self._tally.current("retained"),
+            limit_bytes=self._limit,
+            warning_bytes=self.config.level_bytes(self.config.warning, self._limit),
+            critical_bytes=self.config.level_bytes(self.config.critical, self._limit),
+        )
+
+    # -- telling ---------------------------------------------------------------------------------------------------------------
+
+    def _tell(self, occasion: str) -> None:
+        report = self.report()
+        if occasion in ("leak", "doubled"):
+            from memwatch.report import headline  # loaded when there is something to say
+
+            log.warning("%s", headline(report))
+        elif occasion == "over":
+            log.warning("the leak is over: %s", report.verdict.reason)
+        for name, sink in list(self._sinks.items()):
+            if isinstance(sink, _OnlyLeaks) and occasion not in ("leak", "doubled"):
+                continue
+            try:
+                sink(report)
+            except BaseException as error:
+                self._sinks.pop(name, None)
+                self._fail(name, error)
+
+    def _tell_pressure(self, pressure: Pressure) -> None:
+        for name, callback in list(self._on_pressure.items()):
+            try:
+                callback(pressure)
+            except BaseException as error:
+                self._on_pressure.pop(name, None)
+                self._fail(name, error)
+
+    def _fail(self, name: str, error: BaseException, *, disabled: bool = True) -> None:
+        """Log a failing plug once, and list it."""
+        if name in self.failures:
+            return
+        what = f"{type(error).__name__}: {_text(error)}"
+        self.failures[name] = what
+        self.note("plug", {"plug": name, "error": what, "disabled": disabled})
+        log.warning("%s failed and %s: %s", name, "was disabled" if disabled else "was skipped", what)
+
+    # -- the thread ------------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._generation += 1
+        generation = self._generation
+        self._thread_running = True
+        try:
+            osthread.start_thread(lambda: self._run(generation), "memwatch")
+        except RuntimeError as error:
+            self._thread_running = False
+            log.warning("not watching: no thread could be started (%s)", error)
+
+    def _run(self, generation: int) -> None:
+        interval_s = self.config.interval_s
+        alarm = self._alarm
+        if self._forked:
+            alarm.wait(FORKED_CHILD_DELAY_S)
+        due_s = self.clock.monotonic()
+        while self._thread_running and generation == self._generation:
+            self.tick()
+            due_s += interval_s
+            late_s = self.clock.monotonic() - due_s
+            if late_s > 0:  # behind (a busy machine, a slow hook, a stopped process): skip the missed ticks, keep the beat
+                due_s += interval_s * (late_s // interval_s + 1)
+            alarm.wait(due_s - self.clock.monotonic())
+
+    def _end(self, how: str) -> None:
+        with self._state_lock:
+            self._thread_running = False
+            self._stopped = True
+            self._generation += 1
+        self._alarm.ring()
+        forks.unwatch(self)
+        # Bounded: a disk that hangs must not keep the program from ending.
+        if self._record_lock.acquire(timeout=2.0):
+            try:
+                worthless = self._forked and self._tally.samples < 3
+                self._journal.close(self.clock.time(), how, worthless=worthless)
+            finally:
+                self._record_lock.release()
+        if self._vitals is not None:
+            with self._state_lock:
+                self._vitals.close()
+
+    # -- fork and exit (called by memwatch.forks) ------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Let no write be under way while the process forks, as SQLite's own locks would be copied in whatever state they are."""
+        self._fork_locks = [lock for lock in (self._record_lock, self._state_lock) if lock.acquire(timeout=FORK_WAIT_S)]
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        for lock in reversed(self._fork_locks):
+            lock.release()
+        self._fork_locks = []
+
+    def after_fork_in_child(self) -> None:
+        """Watch the child: a new trend and a new record; the parent's is left alone."""
+        self._journal.abandon()
+        self._forked = True
+        self._reset()
+        if self._vitals is not None:
+            self._vitals.after_fork()
+        if self._thread_running:
+            self._begin()
+
+    def at_exit(self) -> None:
+        """The interpreter ends normally: say goodbye, with the uncaught exception if that is why."""
+        uncaught = getattr(sys, "last_type", None)
+        self._end(f"uncaught {uncaught.__name__}" if uncaught is not None else "normal exit")
+
+    # -- inner state -----------------------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        """A new watch: nothing of an earlier one, or of a parent's, is carried over."""
+        self._state_lock = osthread.new_rlock()
+        self._record_lock = osthread.new_rlock()
+        self._fork_locks: list[Any] = []
+        self._alarm = osthread.Alarm()
+        self._ticking = False
+        self._stopped = False
+        self._first_monotonic_s: float | None = None
+        self._first_wall_s = self._anchor_s = 0.0
+        self._tally = Tally()
+        self._verdict = Verdict("rss", "warming-up", reason="no sample was taken yet")
+        self._detector: LeakDetector | None = None
+        self._limit: float | None = self.config.memory_limit_bytes
+        self._events: list[Event] = []
+        self._pending: list[Event] = []
+        self._told_growth = 0.0
+        self._exhaustion_told = False
+        self._process: Process | None = None
+        self._relief = Relief(
+            self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
+        )
+        self._journal = Journal(
+            self.config.directory, self._described, lambda message: log.warning("%s", message), limit_bytes=self.config.record_limit_bytes
+        )
+
+    def _uptime(self) -> float:
+        return 0.0 if self._first_monotonic_s is None else self.clock.monotonic() - self._first_monotonic_s
+
+    def _now(self) -> float:
+        """Unix time that follows the monotonic clock, so that samples stay in order when the wall clock is set."""
+        wall_s, monotonic_s = self.clock.time(), self.clock.monotonic()
+        if self._first_monotonic_s is None:
+            self._first_monotonic_s = monotonic_s
+            self._first_wall_s = self._anchor_s = wall_s
+        now_s = self._anchor_s + (monotonic_s - self._first_monotonic_s)
+        moved_s = wall_s - now_s
+        if abs(moved_s) <= max(60.0, 2 * self.config.interval_s):
+            return now_s
+        self._anchor_s += moved_s
+        self.note("note", {"note": "the wall clock was set, or the machine slept", "seconds": round(moved_s, 1)})
+        return wall_s
+
+    def _on_wall_clock(self, verdict: Verdict) -> Verdict:
+        moved_s = self._anchor_s - self._first_wall_s
+        return verdict if verdict.since is None or not moved_s else replace(verdict, since=verdict.since + moved_s)
+
+    def _read(self) -> Mapping[str, float]:
+        source = self._given_source or self._vitals
+        assert source is not None
+        values = dict(source.read(self._source_failed))
+        if self.config.memory_limit_bytes is not None:
+            values["limit"] = float(self.config.memory_limit_bytes)
+        self._limit = values.get("limit", self._limit)
+        return values
+
+    def _source_failed(self, name: str, error: Exception) -> None:
+        self._fail(f"source {name}", error)
+
+    def read_rss(self) -> float | None:
+        """Resident bytes now, from the descriptor kept open; None where they cannot be read.  About 3 µs (bench/tick.py)."""
+        try:
+            if self._given_source is not None:
+                return self._given_source.read().get("rss")
+            assert self._vitals is not None
+            return self._vitals.sources["memory"]().get("rss")
+        except Exception:
+            return None  # only the figure of a relief step is lost
+
+    def _own_descriptors(self) -> int:
+        return self._journal.descriptors
+
+    def _own_threads(self) -> int:
+        return int(self._thread_running)
+
+    def _verdicts(self) -> Mapping[str, Verdict]:
+        if self._detector is None:
+            return {}
+        return {name: self._on_wall_clock(verdict) for name, verdict in self._detector.verdicts().items()}
+
+    def _report(self) -> Report:
+        return Report(self._described(), self._verdict, self._tally.statistics(self._uptime(), self._verdicts()))
+
+    def _described(self) -> Process:
+        if self._process is None:
+            self._process = describe_process(self.config)
+        return self._process
+
+    def _remember(self, events: Iterable[Event]) -> None:
+        self._events = [*self._events, *events][-EVENTS_IN_MEMORY:]
+
+
+class _OnlyLeaks:
+    """Marks `on_leak` among the sinks: it is told of leaks alone."""
+
+    def __init__(self, callback: Callable[[Report], Any]) -> None:
+        self.callback = callback
+
+    def __call__(self, report: Report) -> Any:
+        return self.callback(report)
+
+
+def _free_name(taken: Mapping[str, Any], callback: Callable[..., Any]) -> str:
+    """A name for a callback: its own, numbered where another one has it."""
+    name = numbered = hook_name(callback)
+    count = 1
+    while numbered in taken and getattr(taken[numbered], "callback", taken[numbered]) != callback:
+        count += 1
+        numbered = f"{name} ({count})"
+    return numbered
+
+
+def _log_event(event: Event) -> None:
+    """What people are told in the log besides verdicts and failures."""
+    details = event.details
+    if event.what == "alert" and details["alert"] == "peak":
+        limit = details["limit"]
+        of = units.format_sizes(details["rss"], limit) if limit else units.format_size(details["rss"])
+        log.warning("memory has reached the %s level: %s", details["level"], of)
+    elif event.what == "alert":
+        log.warning("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
+    elif event.what == "finding":
+        held = " ← ".join(reversed(details["held_by"])) or details["note"]
+        log.warning("%s is still alive after %.0f s (%s); held by %s", details["type"], details["alive_s"], details["reason"], held)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except Exception:
+        return "(its message cannot be shown)"
