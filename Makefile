@@ -1,0 +1,62 @@
+# Each target makes the virtual environment it needs; nothing has to be installed before but Python (3.11 or later), make and, for
+# some tests, what `make system-packages` installs.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTHONS ?= 3.11 3.12 3.13
+PYTEST_OPTIONS ?=
+
+# A virtual environment is as new as the project file it was made from.
+STAMP = $(VENV)/.made
+TEST_STAMP = $(VENV)/.made-test
+DEV_STAMP = $(VENV)/.made-dev
+SOURCES = pyproject.toml
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-all lint bench docs leaks clean
+
+demo: $(STAMP)
+	@$(VENV)/bin/memwatch demo
+
+test: $(TEST_STAMP)
+	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+test-all:
+	@set -e; for version in $(PYTHONS); do \
+	  python=$$(bench/find-python $$version); \
+	  echo "== Python $$version ($$python)"; \
+	  $(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$version; \
+	done
+
+lint: $(DEV_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+bench: $(TEST_STAMP)
+	$(VENV)/bin/python bench/run.py
+
+leaks: $(TEST_STAMP)
+	$(VENV)/bin/python bench/leaks.py
+
+docs: $(DEV_STAMP)
+	$(VENV)/bin/sphinx-build -W -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25.1"
+	@$(PIP) install -e .
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
+	@$(PIP) install -e . --group test
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@$(PIP) install -e . --group dev
+	@touch $@ $(TEST_STAMP)
