@@ -1,0 +1,122 @@
+"""The report as Markdown, for an issue, a merge request or a chat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from memwatch.model import Evidence, Report
+from memwatch.report.happenings import happened
+from memwatch.report.layout import shown
+from memwatch.report.text import COLLECTOR_TITLES, facts
+from memwatch.report.words import (
+    amount,
+    channels_in_order,
+    headline,
+    says_only_now,
+    moment,
+    not_the_cause,
+    pace,
+    status,
+    title,
+    who,
+)
+from memwatch.units import format_count, format_size
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$!])")
+
+
+def render_markdown(report: Report) -> str:
+    """Render a report as GitHub-flavoured Markdown; text from the process cannot add markup, links or mentions."""
+    blocks = ["\n".join(block) for block in _blocks(report)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _blocks(report: Report) -> Iterator[list[str]]:
+    word = status(report.verdict)
+    rest = headline(report).removeprefix(f"{word}  {who(report)}").strip()
+    yield [f"**{word}** {code(who(report))} {escaped(rest)}"]
+    if report.verdict.reason and shown(report.verdict.reason) not in headline(report):
+        yield [escaped(report.verdict.reason)]
+    cleared = not_the_cause(report)
+    if cleared:
+        yield [f"Not the cause: {escaped(', '.join(cleared))}"]
+    channels = channels_in_order(report)
+    if channels:
+        yield _table(
+            ("channel", "now" if report.process.fate == "running" else "last", "average", "peak", "rate", "state"),
+            [
+                (
+                    title(name),
+                    amount(name, summary.current),
+                    "" if says_only_now(name) else amount(name, summary.average),
+                    "" if says_only_now(name) else amount(name, summary.peak),
+                    pace(name, summary.rate),
+                    summary.state or "",
+                )
+                for name, summary in channels
+            ],
+            right=(1, 2, 3, 4),
+        )
+    for evidence in report.evidence:
+        yield from _evidence(evidence)
+    if report.caches:
+        yield ["Caches:"]
+        yield [f"- {code(', '.join(f'{key} {value}' for key, value in cache.items()))}" for cache in report.caches]
+    if report.events:
+        yield [f"<details><summary>{len(report.events)} events</summary>"]
+        yield _table(
+            ("time (UTC)", "what", ""), [(moment(event.time_s), code(event.what), code(happened(event))) for event in report.events]
+        )
+        yield ["</details>"]
+    yield [f"- {name}: {code(text)}" for name, text in facts(report)]
+    yield [f"Fingerprint: `{report.fingerprint}`"]
+
+
+def _evidence(evidence: Evidence) -> Iterator[list[str]]:
+    name = COLLECTOR_TITLES.get(evidence.collector, evidence.collector)
+    explained = f": {evidence.explains * 100:.0f} % of the growth explained" if evidence.explains is not None else ""
+    yield [f"**{escaped(name)}**{explained}"]
+    if evidence.suspects:
+        yield _table(
+            ("share", "growth", "count", "what", "trail"),
+            [
+                (
+                    "" if suspect.share is None else f"{suspect.share * 100:.0f} %",
+                    "" if suspect.bytes is None else format_size(suspect.bytes, sign=True),
+                    "" if suspect.count is None else format_count(suspect.count),
+                    code(suspect.label),
+                    code(" → ".join(suspect.trail)),
+                )
+                for suspect in evidence.suspects
+            ],
+            right=(0, 1, 2),
+        )
+    if evidence.note:
+        yield [f"Note: {escaped(evidence.note)}"]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    rule = ["---:" if column in right else "---" for column in range(len(header))]
+    return [_row(header), f"| {' | '.join(rule)} |", *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A bar ends a cell even inside a code span; escaped, it is shown as a bare bar there too.
+    kept = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(kept)} |"
+
+
+def code(text: str) -> str:
+    """Text from elsewhere as a code span: nothing in it marks up, links or mentions anybody."""
+    text = shown(text)
+    if not text:
+        return ""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    edge = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
+
+
+def escaped(text: str) -> str:
+    """A sentence of ours as Markdown shows it unchanged."""
+    return _SPECIAL.sub(r"\\\1", shown(text))

@@ -1,0 +1,226 @@
+"""The report as plain text: the verdict, then the proof, then the next command to type.
+
+Law: no line is wider than *width*, and what is left out is counted and said.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from memwatch.model import ChannelSummary, Event, Evidence, Report, Suspect
+from memwatch.report.happenings import happened
+from memwatch.report.layout import padded, shown, table, wrapped
+from memwatch.report.words import (
+    amount,
+    as_of,
+    channels_in_order,
+    headline,
+    says_only_now,
+    moment,
+    not_the_cause,
+    pace,
+    status,
+    title,
+)
+from memwatch.units import format_count, format_duration, format_size
+
+__all__ = ["WIDTH", "headline", "render_text"]
+
+WIDTH = 100
+"""Columns where nobody says otherwise: a log, a mail, a wide terminal."""
+NARROWEST = 40
+EVENTS_SHOWN = 12
+COMMAND_SHOWN = 400
+"""Characters of a command line that are shown; the rest is counted."""
+INDENT = "  "
+FACT = 10
+"""Columns for the name of a fact (`process`, `started`, …)."""
+
+TRAIL_WORDS = {"sites": "from", "types": "held by", "holders": "held by", "resources": "opened at", "caches": "in"}
+COLLECTOR_TITLES = {
+    "sites": "allocation sites",
+    "types": "types",
+    "holders": "who holds it",
+    "resources": "resources",
+    "caches": "caches",
+}
+
+
+def render_text(report: Report, *, width: int = WIDTH) -> str:
+    """Render a report as text of at most *width* columns (never less than 40)."""
+    width = max(width, NARROWEST)
+    blocks = [
+        list(_verdict(report, width)),
+        list(_channels(report, width)),
+        *(list(_evidence(item, width)) for item in report.evidence),
+        list(_caches(report, width)),
+        list(_happened(report, width)),
+        list(_facts(report, width)),
+        wrapped(next_command(report), width, first="next: ", rest="      "),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _verdict(report: Report, width: int) -> Iterator[str]:
+    first = headline(report)
+    word = status(report.verdict)
+    yield from wrapped(first.removeprefix(word).lstrip(" "), width, first=f"{word}  ")
+    reason = shown(report.verdict.reason)
+    if reason and reason not in first:
+        yield from wrapped(reason, width, first=INDENT)
+    if report.verdict.severity == "critical":
+        yield from wrapped("critical: at or above the growth limit, or little time is left", width, first=INDENT)
+    cleared = not_the_cause(report)
+    if cleared:
+        yield from wrapped(", ".join(cleared), width, first=f"{INDENT}not the cause: ", rest=INDENT * 2)
+
+
+def _channels(report: Report, width: int) -> Iterator[str]:
+    rows = [_channel_row(report, name, summary) for name, summary in channels_in_order(report)]
+    if not rows:
+        return
+    header = ("", "now" if report.process.fate == "running" else "last", "average", "peak", "rate", "state", "")
+    # A column that is empty in every row says nothing.
+    used = [column for column in range(len(header)) if column == 0 or any(row[column] for row in rows)]
+    numbers = [place for place, column in enumerate(used) if column in (1, 2, 3, 4)]
+    lines = table([[row[column] for column in used] for row in (header, *rows)], right=numbers)
+    if max(map(len, lines)) + len(INDENT) <= width:
+        yield from (INDENT + line for line in lines)
+        return
+    # Too narrow for columns: two lines a channel, with words in place of the header.
+    for name, now, average, peak, rate, state, taken in rows:
+        yield from wrapped("  ".join(filter(None, (padded(name, 18), now, state, rate))), width, first=INDENT, rest=INDENT * 2)
+        more = [part for part in (average and f"average {average}", peak and f"peak {peak}", taken) if part]
+        if more:
+            yield from wrapped(", ".join(more), width, first=INDENT * 2)
+
+
+def _channel_row(report: Report, name: str, summary: ChannelSummary) -> tuple[str, ...]:
+    over_time = not says_only_now(name)
+    return (
+        title(name),
+        amount(name, summary.current),
+        amount(name, summary.average) if over_time else "",
+        amount(name, summary.peak) if over_time else "",
+        pace(name, summary.rate),
+        summary.state or "",
+        _taken(report, summary),
+    )
+
+
+def _taken(report: Report, summary: ChannelSummary) -> str:
+    """When a channel that is read rarely was read; nothing for one that is read every time."""
+    newest = as_of(report)
+    if summary.taken is None or newest is None:
+        return ""
+    age_s = newest - summary.taken
+    return f"read {format_duration(age_s)} before" if age_s > 1.5 * (report.process.interval_s or 1.0) else ""
+
+
+def _evidence(evidence: Evidence, width: int) -> Iterator[str]:
+    name = COLLECTOR_TITLES.get(evidence.collector, shown(evidence.collector))
+    explained = f" {evidence.explains * 100:.0f} % of the growth explained" if evidence.explains is not None else ""
+    yield from wrapped(f"{name}:{explained}", width, first=INDENT)
+    columns = [(_share(suspect), _bytes(suspect)) for suspect in evidence.suspects]
+    share_width = max((len(share) for share, _ in columns), default=0)
+    bytes_width = max((len(size) for _, size in columns), default=0)
+    for suspect, (share, size) in zip(evidence.suspects, columns, strict=True):
+        numbers = "".join(
+            f"{padded(text, wide, right=True)}  " for text, wide in ((share, share_width), (size, bytes_width)) if wide
+        )
+        count = f"{format_count(suspect.count)} × " if suspect.count is not None else ""
+        yield from wrapped(f"{count}{shown(suspect.label)}", width, first=f"{INDENT}{numbers}", rest=INDENT * 4)
+        if suspect.trail:
+            word = TRAIL_WORDS.get(evidence.collector, "from")
+            yield from wrapped(" → ".join(map(shown, suspect.trail)), width, first=f"{INDENT * 4}{word}  ", rest=INDENT * 5)
+    if evidence.note:
+        yield from wrapped(shown(evidence.note), width, first=f"{INDENT}note: ", rest=INDENT * 2)
+
+
+def _share(suspect: Suspect) -> str:
+    return "" if suspect.share is None else f"{suspect.share * 100:.0f} %"
+
+
+def _bytes(suspect: Suspect) -> str:
+    return "" if suspect.bytes is None else format_size(suspect.bytes, sign=True)
+
+
+def _caches(report: Report, width: int) -> Iterator[str]:
+    if report.caches:
+        yield f"{INDENT}caches:"
+    for cache in report.caches:
+        details = ", ".join(f"{key} {value}" for key, value in cache.items() if key != "name")
+        yield from wrapped(shown(f"{cache.get('name', '?')}: {details}"), width, first=INDENT * 2, rest=INDENT * 4)
+
+
+def _happened(report: Report, width: int) -> Iterator[str]:
+    events = [event for event in report.events if event.what != "end"]
+    if not events:
+        return
+    kept = events[-EVENTS_SHOWN:]
+    left_out = f", the last {len(kept)} of {len(events):,} events" if len(events) > len(kept) else ""
+    yield from wrapped(f"what happened (UTC){left_out}:", width, first=INDENT)
+    day = ""
+    word = max(len(event.what) for event in kept)
+    for event in kept:
+        date, time = moment(event.time_s).split(" ")
+        if date != day:
+            day = date
+            yield f"{INDENT}{date}"
+        yield from _event(event, time, word, width)
+
+
+def _event(event: Event, time: str, word: int, width: int) -> Iterator[str]:
+    first = f"{INDENT * 2}{time}  {padded(shown(event.what), word)}  "
+    yield from wrapped(happened(event), width, first=first, rest=INDENT * 4 if width < 72 else None)
+
+
+def _facts(report: Report, width: int) -> Iterator[str]:
+    for name, text in facts(report):
+        yield from wrapped(text, width, first=f"{INDENT}{padded(name, FACT)}")
+
+
+def facts(report: Report) -> Iterator[tuple[str, str]]:
+    """Who was watched, for how long, and what became of it, as (name, text)."""
+    process, statistics = report.process, report.statistics
+    if process.command:
+        yield "command", _command(process.command)
+    where = [f"pid {process.pid}"]
+    if process.ppid is not None:
+        where.append(f"parent {process.ppid}")
+    if process.host:
+        where.append(f"on {shown(process.host)}")
+    if process.python:
+        where.append(f"Python {shown(process.python)}")
+    yield "process", ", ".join(where)
+    if process.labels:
+        yield "labels", ", ".join(f"{shown(key)}={shown(value)}" for key, value in process.labels.items())
+    if process.started is not None:
+        yield "started", f"{moment(process.started)} UTC"
+    every = f", one every {format_duration(process.interval_s)}" if process.interval_s else ""
+    if statistics.samples:
+        yield "watched", f"for {format_duration(statistics.uptime_s)}, {format_count(statistics.samples)} samples{every}"
+    else:
+        yield "watched", "no sample was taken yet"
+    if process.fate != "running":
+        how = f": {shown(process.end)}" if process.end else ""
+        when = f" {moment(process.ended)} UTC" if process.ended is not None else ""
+        yield process.fate, f"{when.strip()}{how}" or "nobody saw how"
+
+
+def _command(command: tuple[str, ...]) -> str:
+    whole = shown(shlex.join(command))
+    if len(whole) <= COMMAND_SHOWN:
+        return whole
+    return f"{whole[:COMMAND_SHOWN]} … and {len(whole) - COMMAND_SHOWN:,} more characters"
+
+
+def next_command(report: Report) -> str:
+    """What to type next, given what was found."""
+    pid = report.process.pid
+    if report.verdict.state == "leaking":
+        return f"memwatch report {pid} --format markdown  (for an issue; --json has every event)"
+    if report.process.fate == "running" and report.verdict.state == "stable":
+        return "memwatch ps  (all watched processes)"
+    return f"memwatch report {pid}  (as it is then)" if report.process.fate == "running" else f"memwatch report {pid} --json"
