@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from memwatch.model import (
+    SCHEMA,
+    ChannelSummary,
+    Event,
+    Evidence,
+    Freed,
+    Process,
+    Report,
+    Sample,
+    Statistics,
+    Suspect,
+    Verdict,
+    iso,
+    unix,
+    worst,
+)
+
+VERDICT = Verdict(
+    "heap", "leaking", "increasing", 216800.0, 206000.0, 227000.0, since=1_800_000_000.5, grown=182e6, limit=2.0**31,
+    exhausted_in_s=3840.0, reason="it grows", kind="python-heap", severity="critical",
+)  # fmt: skip
+PROCESS = Process(4242, "api", ("python", "app.py"), "3.11.7", "web-1", {"version": "1"}, started=1_800_000_000.0)
+REPORT = Report(
+    PROCESS,
+    VERDICT,
+    Statistics(7, 60.0, {"rss": ChannelSummary(3.0, 2.0, 4.0, "leaking", "increasing", 1.5, "why", taken=1_800_000_000.0)}),
+    evidence=(Evidence("sites", (Suspect("app/sessions.py:48 SessionStore.add", 168e6, 1_204_332, 0.91, ("a", "b")),), 0.93),),
+    events=(Event(1_800_000_000.25, "verdict", {"state": "leaking"}),),
+)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [Sample(1.5, 0.5, {"rss": 3.0}), VERDICT, PROCESS, REPORT, REPORT.statistics, REPORT.evidence[0], REPORT.events[0],
+     Freed(3, 4, None, True, 0.1)],
+    ids=lambda thing: type(thing).__name__,
+)  # fmt: skip
+def test_everything_survives_json(thing) -> None:
+    assert type(thing).from_dict(json.loads(json.dumps(thing.to_dict()))) == thing
+
+
+def test_a_reader_ignores_keys_it_does_not_know() -> None:
+    assert Verdict.from_dict(VERDICT.to_dict() | {"colour": "red"}) == VERDICT
+
+
+def test_the_json_report_has_the_keys_of_schema_1() -> None:
+    report = REPORT.to_dict()
+    assert report["schema"] == SCHEMA == 1
+    assert {"process", "verdict", "channels", "evidence", "caches", "events", "fingerprint"} <= set(report)
+    assert {"pid", "name", "command", "python", "host", "labels", "started", "ended", "fate"} <= set(report["process"])
+    assert {
+        "state", "kind", "channel", "direction", "rate", "rate_low", "rate_high", "since", "grown", "limit", "exhausted_in_s",
+        "severity", "reason",
+    } <= set(report["verdict"])  # fmt: skip
+    assert {"state", "rate", "current", "average", "peak"} <= set(report["channels"]["rss"])
+    assert {"collector", "explains", "note", "suspects"} == set(report["evidence"][0])
+    assert {"label", "bytes", "count", "share", "trail"} == set(report["evidence"][0]["suspects"][0])
+    assert report["events"][0]["state"] == "leaking"
+    assert report["process"]["started"].endswith("Z")
+
+
+def test_a_report_of_another_schema_is_refused() -> None:
+    with pytest.raises(ValueError, match="schema 2"):
+        Report.from_dict(REPORT.to_dict() | {"schema": 2})
+
+
+def test_the_fingerprint_is_the_same_for_the_same_leak_elsewhere_and_differs_for_another() -> None:
+    elsewhere = replace(
+        REPORT,
+        process=replace(PROCESS, pid=1, host="web-2", started=None),
+        verdict=replace(VERDICT, rate=1.0, grown=5.0),
+        evidence=(Evidence("sites", (Suspect("app/sessions.py:52 SessionStore.add", 1, 1, 0.5, ("a", "c")),)),),
+    )
+    assert elsewhere.fingerprint == REPORT.fingerprint
+    assert replace(REPORT, verdict=replace(VERDICT, kind="native")).fingerprint != REPORT.fingerprint
+
+
+def test_times_are_utc_with_a_trailing_z() -> None:
+    assert iso(1_800_000_000.25) == "2027-01-15T08:00:00.250Z"
+    assert unix("2027-01-15T08:00:00.250Z") == 1_800_000_000.25
+    assert iso(None) is None
+
+
+def test_the_worst_verdict_is_the_leaking_one_that_runs_out_first() -> None:
+    late, soon = replace(VERDICT, exhausted_in_s=9e9), replace(VERDICT, exhausted_in_s=60.0)
+    assert worst([Verdict("rss", "stable"), late, Verdict("rss", "growing"), soon]) == soon
+    assert worst([]) is None
