@@ -146,9 +146,9 @@ class LeakDetector:
         return bucket
 
     def _restart(self) -> None:
-        self._history = History()
         for track in self._tracks.values():
-            track.restart()
+            track.restart(self._history)
+        self._history = History()
 
     def _verdict_of(self, track: Track) -> Verdict:
         limit = None if track.countable else self._limit

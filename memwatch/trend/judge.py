@@ -20,6 +20,7 @@ class Why(Enum):
     """Why a window's growth is what it is: the reason behind a ruling."""
 
     LEAK = "passed every test"
+    DAILY = "grew from day to day"
     SMALL = "less than matters"
     UNSTEADY = "no steady direction"
     STEP = "most of it came at once"
@@ -37,6 +38,8 @@ class Rules(NamedTuple):
     material: float
     """Part of the material growth that is needed."""
     steadiness: float
+    """Student's t of the increments, for growth that is just material; growth twice as large needs `steadiness_large`."""
+    steadiness_large: float
     rising: int
     step: float
     drawdown: float
@@ -46,8 +49,15 @@ class Rules(NamedTuple):
     tail: float
 
 
-LEAK_RULES = Rules(material=1.0, steadiness=2.4, rising=6, step=0.45, drawdown=0.20, straight=0.92, straight_other=0.80, tail=0.25)
-GROWTH_RULES = Rules(material=0.4, steadiness=1.5, rising=5, step=0.60, drawdown=0.35, straight=0.70, straight_other=0.5, tail=0.0)
+LEAK_RULES = Rules(
+    material=1.0, steadiness=4.0, steadiness_large=2.4, rising=6, step=0.45, drawdown=0.20, straight=0.95, straight_other=0.85, tail=0.25
+)
+COUNT_RULES = Rules(
+    material=1.0, steadiness=5.0, steadiness_large=4.0, rising=7, step=0.35, drawdown=0.05, straight=0.95, straight_other=0.85, tail=0.5
+)
+GROWTH_RULES = Rules(
+    material=0.4, steadiness=1.5, steadiness_large=1.5, rising=5, step=0.60, drawdown=0.35, straight=0.70, straight_other=0.5, tail=0.0
+)
 
 
 class Circumstances(NamedTuple):
@@ -105,9 +115,9 @@ FAST_SHARE = 0.6
 """A window that grew this part of what `growth_limit` allows is material however short it is."""
 
 
-def material_count(duration_s: float, scale: float, base: float) -> float:
-    """As `material_bytes`, for exact counts: tens, not thousands."""
-    return max(12.0, 0.25 * base)
+def material_count(duration_s: float, scale: float, base: float, most: float) -> float:
+    """As `material_bytes`, for exact counts: *most* is more than a pool of that resource usually holds."""
+    return max(12.0, most * min(1.0, scale), 0.5 * base * min(1.0, scale))
 
 
 def judge(shape: Shape, circumstances: Circumstances, rules: Rules) -> Why:
@@ -119,13 +129,15 @@ def judge(shape: Shape, circumstances: Circumstances, rules: Rules) -> Why:
         return Why.STEP
     if shape.drawdown > rules.drawdown:
         return Why.FELL
-    if shape.steadiness < rules.steadiness or shape.rising < rules.rising:
+    excess = min(1.0, shape.growth / needed - 1.0)
+    steadiness = rules.steadiness + (rules.steadiness_large - rules.steadiness) * excess
+    if shape.steadiness < steadiness or shape.rising < rules.rising:
         return Why.UNSTEADY
     time, work = shape.straight_time, shape.straight_work
     better, other = (time, time) if isnan(work) else (max(time, work), min(time, work))
     if better < rules.straight or other < rules.straight_other or shape.tail < rules.tail:
         return Why.SATURATING
-    if shape.load_rise > 1.4 and shape.growth < 2.5 * needed:
+    if shape.load_rise > 1.4 and (shape.growth < 2.5 * needed or shape.load_rise > 2.0):
         return Why.LOAD
     if circumstances.load_share >= 0.4 and circumstances.load_correlation > 0.3:
         return Why.LOAD

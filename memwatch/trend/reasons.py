@@ -63,7 +63,7 @@ def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
             return f"resident memory grew {grew} in {took}, but it is memory the allocators keep: what is live stayed flat (fragmentation, not a leak)"
         case Why.BOUNDED:
             return f"{name} grew {grew} in {took}, which is bounded: {bounded}"
-        case Why.LEAK:
+        case Why.LEAK | Why.DAILY:
             return f"{name} grew {grew} in {took}"
 
 

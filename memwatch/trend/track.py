@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from memwatch.model import Direction, State, Verdict
 from memwatch.trend import reasons
+from memwatch.trend.days import MIN_SPAN_S, Daily, compare_days
 from memwatch.trend.history import BUCKETS, History, Level
 from memwatch.trend.judge import (
+    COUNT_RULES,
     GROWTH_RULES,
     LEAK_RULES,
     Circumstances,
@@ -23,7 +25,7 @@ from memwatch.trend.judge import (
 )
 from memwatch.trend.kinds import Growths, kept_by_allocators
 from memwatch.trend.states import Finding, Standing
-from memwatch.trend.statistics import T_95, explained_by_load, measure
+from memwatch.trend.statistics import T_95, Shape, explained_by_load, measure
 
 MIN_SAMPLES = 64
 """Growth is judged a leak over at least this many samples, an eighth at the process's start not counted."""
@@ -33,6 +35,12 @@ NOTICE_SAMPLES = 32
 
 MIN_BUCKETS = 16
 """Two readings a block."""
+
+PLAIN_SAMPLES = 20
+"""Fewest samples for growth that is beyond doubt in size and speed, at intervals of 5 s and more ..."""
+
+PLAIN_S = 240.0
+"""... and the least time it must have lasted (a start-up is over in less; guess)."""
 
 CONFIRMATIONS = 2
 """Windows in a row (each one bucket later than the one before) that must agree before there is an alarm."""
@@ -49,7 +57,9 @@ RATE_WIDENING = 2.0
 RATE_FLOOR = 0.2
 """Half-width of a rate's interval is at least this part of the rate: load changes, allocators round."""
 
-Q1, Q4 = 0, -1
+MOST = {"fds": 64.0, "sockets": 64.0, "threads": 64.0, "tasks": 64.0, "children": 24.0}
+"""Growth of a count that matters at ordinary intervals: pools of connections and threads hold up to tens (executors stop at
+32, anyio at 40), so that a pool which fills is below it (guess)."""
 
 
 class Setting(NamedTuple):
@@ -100,12 +110,15 @@ class Track:
     def state(self) -> State:
         return self.standing.state
 
-    def restart(self) -> None:
-        """Forget everything: another process answers."""
+    def restart(self, history: History) -> None:
+        """Forget everything (another process answers) but the level at which the one before had settled, if it had."""
+        settled = self.state == "stable"
         self.standing.meet(Finding.RESTART)
         self.rulings.clear()
         self.streaks.clear()
-        self.alarm = self.floor = self.bound = None
+        self.alarm = self.bound = None
+        top = max((value for level in history.levels for value in level.columns.get(self.series, ()) if value == value), default=None)
+        self.floor = top if settled else None
 
     def explain(self, history: History, reason: str, room: float | None, setting: Setting) -> None:
         """Take the present growth as bounded, up to *room* above the present level (by default once what matters)."""
@@ -244,14 +257,14 @@ class Track:
         count = len(values)
         first = count // 8 if level.closed <= BUCKETS else 0
         samples = (count - first) << number
-        if samples < NOTICE_SAMPLES:
+        if samples < (NOTICE_SAMPLES if setting.scale < 1.0 else MIN_BUCKETS):
             return None
         elapsed, stamps = level.columns["elapsed"], level.columns["stamp"]
         eighth = (count - first) // 8
         head, tail = min(values[first : first + eighth]), min(values[-eighth:])
         duration, since = elapsed[-1] - elapsed[first], stamps[first]
         material = self._material(duration, max(head, 0.0), setting)
-        if tail - head < GROWTH_RULES.material * material * 0.8:
+        if tail - head < GROWTH_RULES.material * material * 0.8 and duration < MIN_SPAN_S:
             return Ruling(Finding.FLAT, Why.SMALL, tail - head, duration, since, material)
         kept = [i for i in range(first, count) if values[i] == values[i]]
         if len(kept) < MIN_BUCKETS:
@@ -269,15 +282,39 @@ class Track:
             why = Why.ALLOCATOR
         elif why is Why.LEAK:
             finding = Finding.GROWTH
-            if samples < MIN_SAMPLES - 8:
+            if samples < MIN_SAMPLES and not self._plain(shape, samples, material, setting):
                 why = Why.SMALL
             else:
                 if work is not None:
                     share, correlation = explained_by_load(times, work, readings)
                     circumstances = circumstances._replace(load_share=share, load_correlation=correlation)
-                why = judge(shape, circumstances, LEAK_RULES)
+                why = judge(shape, circumstances, COUNT_RULES if self.countable else LEAK_RULES)
                 finding = Finding.LEAK if why is Why.LEAK else Finding.GROWTH
+        if finding is not Finding.LEAK and why is not Why.BOUNDED and why is not Why.ALLOCATOR and not self.countable:
+            daily = self._from_day_to_day(times, readings, material)
+            if daily is not None:
+                finding, why = Finding.LEAK, Why.DAILY
+                shape = shape._replace(rate=daily.rate, rate_error=daily.rate_error, growth=daily.rate * duration)
+        if finding is Finding.LEAK and self.floor is not None and shape.last < self.floor + 0.3 * material:
+            finding, why = Finding.FLAT, Why.RETURNING
         return Ruling(finding, why, shape.growth, duration, since, material, shape)
+
+    def _plain(self, shape: Shape, samples: int, material: float, setting: Setting) -> bool:
+        """Whether growth is so large and fast that fewer samples will do: minutes may be all there is before the limit."""
+        return (
+            setting.scale >= 1.0
+            and not self.countable
+            and samples >= PLAIN_SAMPLES
+            and shape.duration >= PLAIN_S
+            and shape.growth >= 2.0 * material
+            and shape.rate >= 0.8 * setting.growth_limit
+        )
+
+    def _from_day_to_day(self, times: list[float], readings: list[float], material: float) -> Daily | None:
+        daily = compare_days(times, readings)
+        if daily is None or not daily.steady or daily.rate * (times[-1] - times[0]) < material:
+            return None
+        return daily
 
     def _work(self, level: Level, kept: list[int], setting: Setting) -> list[float] | None:
         clock = level.columns.get(setting.work) if setting.work else None
@@ -288,7 +325,7 @@ class Track:
 
     def _material(self, duration: float, base: float, setting: Setting) -> float:
         if self.countable:
-            return material_count(duration, setting.scale, base)
+            return material_count(duration, setting.scale, base, MOST[self.channel])
         return material_bytes(duration, setting.scale, base, setting.headroom, setting.growth_limit)
 
     def _earlier_high(self, history: History, number: int, first: int) -> float | None:
@@ -310,6 +347,11 @@ class Track:
     def _alarm_over(self, history: History, alarm: Alarm) -> bool:
         level = history.levels[alarm.level]
         values, elapsed = level.columns[self.series], level.columns["elapsed"]
+        if alarm.ruling.why is Why.DAILY:
+            kept = [i for i, value in enumerate(values) if value == value]
+            daily = compare_days([elapsed[i] for i in kept], [values[i] for i in kept])
+            self.given_back = False
+            return daily is not None and daily.recent < OVER_SHARE * alarm.ruling.rate
         half = [i for i in range(max(0, len(values) - BUCKETS // 2), len(values)) if values[i] == values[i]]
         if len(half) < MIN_BUCKETS:
             return False
