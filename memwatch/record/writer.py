@@ -23,6 +23,10 @@ from memwatch.record.schema import COARSE_S, COARSE_STEP_S, CREATE, EVENTS_KEPT,
 _COLUMNS = tuple(channel.name for channel in CHANNELS)
 _QUOTED = ", ".join(f'"{name}"' for name in _COLUMNS)
 _INSERT_SAMPLE = f"INSERT INTO samples (time_s, uptime_s, {_QUOTED}, extra) VALUES ({', '.join('?' * (len(_COLUMNS) + 3))})"
+SHRINK_EVERY = 64
+SHRINK_AT = 0.75
+"""Share of the limit above which old rows go.  `max_page_count` holds the file under 0.9 of it, and the log takes up to 1/16 more."""
+
 # Paths this process is writing, so that a second watcher in it takes another file.
 _open_paths: set[str] = set()
 
@@ -45,6 +49,7 @@ class RecordWriter:
         self.process = process
         self.limit_bytes = limit_bytes
         self._coarse: _CoarseBucket | None = None
+        self._writes = 0
         self._connection, self.path = _open(directory, process, limit_bytes)
         self._pid = os.getpid()
         _open_paths.add(str(self.path))
@@ -61,8 +66,11 @@ class RecordWriter:
 
         Cost: about 0.15 ms with a sample of 20 channels (bench/record.py); no fsync but at a checkpoint, once in about 250 pages.
         """
+        self._writes += 1
         with self._guarded("write"):
             self._connection.execute("BEGIN IMMEDIATE")
+            if self._writes % SHRINK_EVERY == 0:
+                self._shrink()
             if sample is not None:
                 self._connection.execute(_INSERT_SAMPLE, _row(sample))
                 self._downsample(sample)
@@ -147,14 +155,15 @@ class RecordWriter:
         execute("DELETE FROM coarse WHERE time_s < ?", (now_s - COARSE_S,))
         execute("DELETE FROM events WHERE rowid <= (SELECT max(rowid) FROM events) - ?", (EVENTS_KEPT,))
         execute("DELETE FROM evidence WHERE rowid <= (SELECT max(rowid) FROM evidence) - 50")
+
+    def _shrink(self) -> None:
+        """Let the oldest eighth of everything go where the file nears its limit; an eighth, so that this runs rarely."""
+        execute = self._connection.execute
         page, pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count"))
-        # The log takes up to a tenth on top; a tenth of the samples goes at a time, so that this runs rarely.
-        if (pages - free) * page > 0.8 * self.limit_bytes:
-            for table in ("samples", "coarse"):
-                execute(
-                    f"DELETE FROM {table} WHERE rowid <= (SELECT min(rowid) + (max(rowid) - min(rowid)) / 8 FROM {table})"
-                    f" AND (SELECT count(*) FROM {table}) > 100"
-                )
+        if (pages - free) * page <= SHRINK_AT * self.limit_bytes:
+            return
+        for table in ("samples", "coarse", "events", "evidence"):
+            execute(f"DELETE FROM {table} WHERE rowid <= (SELECT min(rowid) + (max(rowid) - min(rowid)) / 8 FROM {table})")
 
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Any:
@@ -279,9 +288,9 @@ def _open_file(path: Path, process: Process, limit_bytes: int) -> sqlite3.Connec
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -256")
-        connection.execute("PRAGMA wal_autocheckpoint = 256")
-        connection.execute(f"PRAGMA journal_size_limit = {limit_bytes // 16}")
         page = connection.execute("PRAGMA page_size").fetchone()[0]
+        connection.execute(f"PRAGMA wal_autocheckpoint = {min(256, limit_bytes // 32 // page)}")
+        connection.execute(f"PRAGMA journal_size_limit = {limit_bytes // 32}")
         connection.execute(f"PRAGMA max_page_count = {int(0.9 * limit_bytes) // page}")
     except BaseException:
         connection.close()

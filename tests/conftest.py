@@ -1,0 +1,50 @@
+"""What several test files need: a clean environment, and programs to run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of whoever runs the tests reaches them, and nothing is written into their home."""
+    for name in [name for name in os.environ if name.startswith("MEMWATCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Run:
+    """Run a program text in a new interpreter: `python(source, *arguments, env=…)`; fails loudly if it does, unless `check=False`."""
+
+    def run(source: str, *arguments: object, check: bool = True, timeout: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "program.py"
+        script.write_text(textwrap.dedent(source))
+        done = subprocess.run(
+            [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False, **options
+        )
+        assert not check or done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    mountpoint = tmp_path / "disk"
+    mountpoint.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mountpoint], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("elsewhere: mounting a small file system needs root")
+    yield mountpoint
+    subprocess.run(["umount", mountpoint], check=True)
