@@ -47,4 +47,4 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode != 0:
         pytest.skip("elsewhere: mounting a small file system needs root")
     yield mountpoint
-    subprocess.run(["umount", mountpoint], check=True)
+    subprocess.run(["umount", "--lazy", mountpoint], check=True)
