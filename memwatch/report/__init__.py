@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memwatch.model import Report
+from memwatch.report.layout import shown
 from memwatch.report.markdown import render_markdown
 from memwatch.report.text import WIDTH, render_text
 from memwatch.report.words import headline
 
-__all__ = ["FORMATS", "WIDTH", "headline", "render"]
+__all__ = ["FORMATS", "WIDTH", "headline", "render", "shown", "without_infinities"]
 
 
 def render(report: Report, format: str = "text", *, width: int = WIDTH) -> str:

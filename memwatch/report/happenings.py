@@ -7,8 +7,8 @@ from typing import Any
 
 from memwatch.model import Event
 from memwatch.report.layout import shown
-from memwatch.report.words import what_runs_out
-from memwatch.units import format_count, format_duration, format_size, format_sizes
+from memwatch.report.words import of_limit, what_runs_out
+from memwatch.units import format_count, format_duration, format_size
 
 BYTES = ("rss", "limit", "threshold", "freed", "rss_freed", "grown", "bytes")
 """Details that are sizes, for events whose details we do not know."""
@@ -38,7 +38,7 @@ def _alert(details: Mapping[str, Any]) -> str:
 
 
 def _level(details: Mapping[str, Any]) -> str:
-    return f"{format_sizes(details['rss'], details['limit']) if details.get('limit') else format_size(details['rss'])} resident"
+    return f"{of_limit(details['rss'], details.get('limit'))} resident"
 
 
 def _relief(details: Mapping[str, Any]) -> str:

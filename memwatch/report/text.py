@@ -16,10 +16,10 @@ from memwatch.report.words import (
     as_of,
     channels_in_order,
     headline,
-    says_only_now,
     moment,
     not_the_cause,
     pace,
+    says_only_now,
     status,
     title,
 )

@@ -117,8 +117,8 @@ def _fate_clause(report: Report) -> str:
     process = report.process
     if process.fate == "running":
         return ""
-    how = f" ({shown(process.end)})" if process.end else ""
-    return f"; it was killed{how}" if process.fate == "killed" else f"; it has ended{how}"
+    word = "killed" if process.fate == "killed" else "ended"
+    return f"; {word}: {shown(process.end)}" if process.end else f"; {word}"
 
 
 def level_of_limit(report: Report) -> str:
@@ -134,7 +134,14 @@ def level_of_limit(report: Report) -> str:
     if rss is None or rss.current is None:
         return ""
     limit = memory_limit(report)
-    return format_sizes(rss.current, limit) if limit else format_size(rss.current)
+    return of_limit(rss.current, limit)
+
+
+def of_limit(size: float, limit: float | None) -> str:
+    """A size and what it is part of: `1.21 of 2.00 GiB`, but `24.0 MiB of 2.00 GiB` where the common unit would round it away."""
+    if not limit:
+        return format_size(size)
+    return format_sizes(size, limit) if size >= limit / 10 else f"{format_size(size)} of {format_size(limit)}"
 
 
 def memory_limit(report: Report) -> float | None:

@@ -1,0 +1,85 @@
+"""`memwatch ps`: the watched processes of this machine, dead ones too, the worst first."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from memwatch.cli import OK, options, records
+from memwatch.cli.screen import STATE_COLOURS, console, put_json, say
+from memwatch.model import Report
+from memwatch.report import shown
+from memwatch.report.words import as_of, memory_limit, of_limit, pace, status, what_grows, who
+from memwatch.units import format_duration
+
+
+@click.command("ps")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects: process, verdict, samples, uptime, record.")
+@options.settings("directory")
+def command(as_json: bool, directory: str | None) -> int:
+    """The watched processes of this machine, dead ones too: state, rate, memory, time left."""
+    place = options.record_directory(options.load(directory=directory))
+    found = sorted(records.read_all(place), key=lambda item: (item.report.process.fate != "running", records.rank(item)))
+    if as_json:
+        put_json([_row_for_programs(item) for item in found])
+        return OK
+    if not found:
+        say(f"no records in {place}; start one with 'memwatch run -- CMD'")
+        return OK
+    _print(found)
+    return OK
+
+
+def _row_for_programs(item: records.Found) -> dict[str, Any]:
+    whole = item.report.to_dict()
+    return {key: whole[key] for key in ("schema", "process", "verdict", "samples", "uptime_s", "fingerprint")} | {
+        "rss": getattr(item.report.statistics.channels.get("rss"), "current", None),
+        "memory_limit": memory_limit(item.report),
+        "record": str(item.path),
+    }
+
+
+def _print(found: list[records.Found]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("STATE", "PROCESS", "KIND"):
+        table.add_column(title, overflow="fold", no_wrap=title == "STATE")
+    for title in ("RATE", "RSS", "TIME LEFT"):
+        table.add_column(title, justify="right", overflow="fold")
+    table.add_column("WATCHED", overflow="fold")
+    for item in found:
+        report = item.report
+        style = STATE_COLOURS[report.verdict.state]
+        table.add_row(
+            Text(status(report.verdict), style="dim " + style if report.process.fate != "running" else "bold " + style),
+            *(Text(cell) for cell in _cells(report)),
+        )
+    console(sys.stdout).print(table)
+
+
+def _cells(report: Report) -> tuple[str, ...]:
+    verdict, process = report.verdict, report.process
+    moving = verdict.state in ("leaking", "growing")
+    rss = report.statistics.channels.get("rss")
+    level = "" if rss is None or rss.current is None else of_limit(rss.current, memory_limit(report))
+    left = verdict.exhausted_in_s if process.fate == "running" and moving else None
+    return (
+        who(report),
+        what_grows(verdict) if moving else "",
+        pace(verdict.channel, verdict.rate) if moving else "",
+        level,
+        format_duration(left) if left is not None else "",
+        _watched(report),
+    )
+
+
+def _watched(report: Report) -> str:
+    process = report.process
+    text = f"for {format_duration(report.statistics.uptime_s)}" if as_of(report) is not None else "no sample yet"
+    if process.fate == "running":
+        return text
+    return f"{text}, {process.fate}" + (f" ({shown(process.end)})" if process.end else "")

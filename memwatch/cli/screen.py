@@ -1,0 +1,83 @@
+"""What goes to the terminal and how: data on stdout, chatter on stderr, colour only where somebody sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from memwatch.model import State
+from memwatch.report import WIDTH, without_infinities
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STATE_COLOURS: dict[State, str] = {
+    "leaking": "red",
+    "growing": "yellow",
+    "recovering": "cyan",
+    "warming-up": "blue",
+    "stable": "green",
+}
+
+
+class NotThere(click.ClickException):
+    """No such process or record."""
+
+    exit_code = 3
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        say(self.message)
+
+
+def say(text: str) -> None:
+    """One line of chatter."""
+    click.echo(f"memwatch: {text}", err=True, color=True)
+
+
+def put(text: str) -> None:
+    """Data.  The text ends with its own newline."""
+    sys.stdout.write(text)
+
+
+def put_json(value: Any) -> None:
+    """Data for programs: ASCII, no infinities."""
+    put(json.dumps(without_infinities(value), indent=2, allow_nan=False) + "\n")
+
+
+def is_coloured(stream: IO[str]) -> bool:
+    """Whether *stream* takes colour: NO_COLOR (no-color.org) before FORCE_COLOR before whether it is a terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """Columns of a report: the terminal's; for a file or a pipe what COLUMNS says, else enough for a mail."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size((WIDTH, 24)).columns
+    return WIDTH
+
+
+def console(stream: IO[str]) -> Console:
+    """A rich console: as wide as the terminal, and where there is none as wide as its content, so that a row stays a line."""
+    from rich.console import Console
+
+    forced = is_coloured(stream)
+    return Console(
+        file=stream,
+        force_terminal=stream.isatty() or forced,
+        no_color=not forced,
+        width=None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else 10_000,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+        legacy_windows=False,
+    )
