@@ -6,7 +6,9 @@ Registered once, when the first watcher starts; importing registers nothing.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import re
 import sys
 import weakref
 from typing import Protocol
@@ -46,6 +48,7 @@ def _before() -> None:
     _meet_multiprocessing()
     for watcher in list(_watched):
         watcher.before_fork()
+    _hush()
 
 
 def _after_in_parent() -> None:
@@ -56,6 +59,36 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     for watcher in list(_watched):
         watcher.after_fork_in_child()
+
+
+def settled() -> None:
+    """No fork is under way any more: take back what was arranged for it.  Called with every tick."""
+    global _hushed
+    if _hushed is not None:
+        filters, _hushed = sys.modules["warnings"].filters, None
+        with contextlib.suppress(ValueError):  # somebody has reset the filters meanwhile
+            filters.remove(_HUSH)
+
+
+# Since 3.13 os.fork() counts the threads after the handlers have run, and warns if there is more than one.  Where ours is the only
+# other one, and it was not there during the fork, the program must not be warned of it.
+_HUSH = ("ignore", re.compile(r"This process \(pid=\d+\) is multi-threaded, use of "), DeprecationWarning, None, 0)
+_hushed: object = None
+
+
+def _hush() -> None:
+    global _hushed
+    if sys.version_info < (3, 13) or not _watched or _hushed is not None:
+        return
+    try:
+        alone = len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        alone = False
+    if alone:
+        import warnings
+
+        _hushed = True
+        warnings.filters.insert(0, _HUSH)  # type: ignore[attr-defined]
 
 
 def _at_exit() -> None:

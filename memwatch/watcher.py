@@ -147,6 +147,7 @@ class Watcher:
                 return self
             if self._stopped:
                 self._reset()
+            self._due_s = self.clock.monotonic()
             forks.watch(self)  # before the first tick: the program may fork at once
             self._begin()
         return self
@@ -249,6 +250,7 @@ class Watcher:
 
         A tick that comes while another is under way (from a hook, or another thread) takes nothing and returns the standing verdict.
         """
+        forks.settled()
         with self._state_lock:
             if self._ticking:
                 return self._verdict
@@ -379,24 +381,24 @@ class Watcher:
         generation = self._generation
         self._thread_running = True
         try:
-            osthread.start_thread(lambda: self._run(generation), "memwatch")
+            self._thread = osthread.Thread(lambda: self._run(generation), "memwatch")
         except RuntimeError as error:
             self._thread_running = False
             log.warning("not watching: no thread could be started (%s)", error)
 
     def _run(self, generation: int) -> None:
         interval_s = self.config.interval_s
-        alarm = self._alarm
-        if self._forked:
-            alarm.wait(FORKED_CHILD_DELAY_S)
-        due_s = self.clock.monotonic()
-        while self._thread_running and generation == self._generation:
+        while True:
+            # Rung for an end or a fork; a bell that rang for an earlier thread wakes us early, so look at the time again.
+            while (wait_s := self._due_s - self.clock.monotonic()) > 0 and generation == self._generation:
+                self._alarm.wait(wait_s)
+            if generation != self._generation:
+                return
             self.tick()
-            due_s += interval_s
-            late_s = self.clock.monotonic() - due_s
+            self._due_s += interval_s
+            late_s = self.clock.monotonic() - self._due_s
             if late_s > 0:  # behind (a busy machine, a slow hook, a stopped process): skip the missed ticks, keep the beat
-                due_s += interval_s * (late_s // interval_s + 1)
-            alarm.wait(due_s - self.clock.monotonic())
+                self._due_s += interval_s * (late_s // interval_s + 1)
 
     def _end(self, how: str) -> None:
         with self._state_lock:
@@ -419,20 +421,32 @@ class Watcher:
     # -- fork and exit (called by memwatch.forks) ------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Let no write be under way while the process forks, as SQLite's own locks would be copied in whatever state they are."""
+        """End the sampling thread, so that the process forks without it.
+
+        A child would inherit whatever locks it holds (of SQLite, of the C library) with nobody to release them, and since Python 3.12
+        a fork beside another thread warns.  A tick under way is waited for, but not for long.
+        """
+        if self._thread_running and self._thread is not None:
+            self._generation += 1
+            self._alarm.ring()
+            self._thread.wait_gone(FORK_WAIT_S)
+        # Held over the fork: other threads of the program may be about to take a snapshot, or to tick.
         self._fork_locks = [lock for lock in (self._record_lock, self._state_lock) if lock.acquire(timeout=FORK_WAIT_S)]
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Go on where the fork interrupted."""
         for lock in reversed(self._fork_locks):
             lock.release()
         self._fork_locks = []
+        if self._thread_running:
+            self._begin()
 
     def after_fork_in_child(self) -> None:
         """Watch the child: a new trend and a new record; the parent's is left alone."""
         self._journal.abandon()
         self._forked = True
         self._reset()
+        self._due_s = self.clock.monotonic() + FORKED_CHILD_DELAY_S
         if self._vitals is not None:
             self._vitals.after_fork()
         if self._thread_running:
@@ -451,6 +465,8 @@ class Watcher:
         self._record_lock = osthread.new_rlock()
         self._fork_locks: list[Any] = []
         self._alarm = osthread.Alarm()
+        self._thread: osthread.Thread | None = None
+        self._due_s = 0.0
         self._ticking = False
         self._stopped = False
         self._first_monotonic_s: float | None = None
