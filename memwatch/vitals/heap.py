@@ -25,10 +25,12 @@ from memwatch.vitals import process
 if TYPE_CHECKING:
     import ctypes
 
-_ROW = re.compile(rb"^ *\d+ +(\d+) +\d+ +(\d+) +\d+$", re.MULTILINE)
-_ALLOCATED = re.compile(rb"^# bytes in allocated blocks +=\s*([\d,]+)$", re.MULTILINE)
-_AVAILABLE = re.compile(rb"^# bytes in available blocks +=\s*([\d,]+)$", re.MULTILINE)
-_UNUSED_POOLS = re.compile(rb"^\d+ unused pools \* \d+ bytes +=\s*([\d,]+)$", re.MULTILINE)
+# What pymalloc prints, in this order: a row per size class (size, live blocks), then totals.
+_ROW = rb"^ *\d+ +(\d+) +\d+ +(\d+) +\d+$"
+_TOTALS = (
+    rb"^# bytes in allocated blocks +=\s*([\d,]+)\n# bytes in available blocks +=\s*([\d,]+)\n"
+    rb"\d+ unused pools \* \d+ bytes +=\s*([\d,]+)$"
+)
 
 # Fields of glibc's struct mallinfo2, in order; mallinfo(3).
 _MALLINFO2 = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
@@ -58,21 +60,25 @@ class Malloc(NamedTuple):
     """Free in the arenas; pages already handed back by `malloc_trim` are still counted.  None where it isn't told."""
 
 
+@functools.cache
+def _patterns() -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    return re.compile(_ROW, re.MULTILINE), re.compile(_TOTALS, re.MULTILINE)  # 1 ms: not at import
+
+
 def parse_pools(text: bytes, all_blocks: int) -> Pools | None:
     """Read what `_PyObject_DebugMallocStats` prints; None if it is not pymalloc's table or its totals disagree."""
-    allocated, available, unused = _ALLOCATED.search(text), _AVAILABLE.search(text), _UNUSED_POOLS.search(text)
-    if allocated is None or available is None or unused is None:
+    row, totals = _patterns()
+    found = totals.search(text)
+    if found is None:
         return None
-    rows = [(int(size), int(count)) for size, count in _ROW.findall(text)]
-    total = _number(allocated)
-    if sum(size * count for size, count in rows) != total:
+    allocated, available, unused = (int(number.replace(b",", b"")) for number in found.groups())
+    total = blocks = 0
+    for size, count in row.findall(text):
+        total += int(size) * int(count)
+        blocks += int(count)
+    if total != allocated:
         return None
-    blocks = sum(count for _, count in rows)
-    return Pools(total, _number(available) + _number(unused), blocks, max(all_blocks, blocks))
-
-
-def _number(match: re.Match[bytes]) -> int:
-    return int(match[1].replace(b",", b""))
+    return Pools(allocated, available + unused, blocks, max(all_blocks, blocks))
 
 
 @functools.cache
@@ -100,6 +106,7 @@ def bind() -> None:
     """Look up the C functions that the readings need (3 ms the first time), so that no reading is charged for it."""
     _statistics_printer()
     _malloc_functions()
+    _patterns()
 
 
 def pools() -> Pools | None:

@@ -134,4 +134,5 @@ def _started_s(start_ticks: int) -> float | None:
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     if clock is None:
         return None
-    return time.time() - (time.clock_gettime(clock) - start_ticks / process.TICKS_PER_S)
+    # In hundredths, as the kernel counts: two readings of the two clocks never differ by the same again.
+    return round(time.time() - (time.clock_gettime(clock) - start_ticks / process.TICKS_PER_S), 2)

@@ -231,7 +231,7 @@ class Vitals:
     def _read_children(self) -> dict[str, float]:
         if not process.has_children():
             return {"children": 0}
-        found = process.children_of(os.getpid(), proc_root=self._proc_root)
+        found = process.children_of(None, proc_root=self._proc_root)
         count = len(found) if found is not None else portable.children()
         return {} if count is None else {"children": max(0, count - self._own_children())}
 
@@ -259,8 +259,10 @@ class Vitals:
         if malloc is None or malloc.free_bytes is None:
             return None
         kept = pools.unused_bytes + malloc.free_bytes
-        anonymous = self._anonymous()
-        return kept if anonymous is None else min(kept, max(0.0, anonymous - pools.allocated_bytes - malloc.used_bytes))
+        memory = self._read_memory()
+        if "file" not in memory:
+            return kept
+        return min(kept, max(0.0, memory["rss"] - memory["file"] - pools.allocated_bytes - malloc.used_bytes))
 
     def _read_unique(self) -> dict[str, float]:
         return _present(uss=self.read_uss())

@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from memwatch.vitals import process
 
@@ -22,8 +21,7 @@ CGROUP_ROOT = "/sys/fs/cgroup"
 _NONE_ABOVE = 1 << 60
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """One bound on the memory of a process."""
 
     bytes: int
@@ -36,8 +34,7 @@ class Limit:
         return {"bytes": self.bytes, "source": self.source, "hard": self.hard}
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(NamedTuple):
     """One control group that accounts for the process, as a folder we can read."""
 
     version: Literal[1, 2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Read = Callable[[], Mapping[str, float]]
 OnError = Callable[[str, Exception], None]
@@ -19,8 +19,7 @@ DUTY = 1e-4  # 6 ms once a minute: 0.01 % of one core, and invisible below the 9
 USER_DUTY = 1e-3  # for sources the user added: asked for, so they may cost more
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """The rule for one source.  `ALWAYS` is for those whose cost does not depend on the process."""
 
     duty: float = math.inf
@@ -87,14 +86,14 @@ class Timetable:
 
         Args:
             on_error: called once with the name and the exception of a source that raised; that source is disabled.
-            complete: take all of them, due or not, whatever they cost.
+            complete: take all of them, due or not, except those that their pace refuses at their expected cost.
 
         Returns:
             The channels read now.
         """
         values: dict[str, float] = {}
         for name, source in self.sources.items():
-            if name in self.failed or not (complete or self._due(name)):
+            if name in self.failed or not (self._allowed(name) if complete else self._due(name)):
                 continue
             before = self._cost_clock()
             try:
@@ -110,6 +109,10 @@ class Timetable:
             values.update(read)
             self.latest.update(read)
         return values
+
+    def _allowed(self, name: str) -> bool:
+        pace = self._paces.get(name, ALWAYS)
+        return pace is ALWAYS or self._expected(name, pace) <= pace.refuse_above_s
 
     def _due(self, name: str) -> bool:
         pace = self._paces.get(name, ALWAYS)

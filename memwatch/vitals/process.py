@@ -59,6 +59,9 @@ class OpenFile:
         except OSError:
             pass
 
+    def __del__(self) -> None:
+        self.close()
+
     def _open(self) -> int:
         self.descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._identity = _identity(self.descriptor)
@@ -240,13 +243,14 @@ def count_sockets(process: str) -> int | None:
     return count
 
 
-def children_of(pid: int, *, proc_root: str = "/proc") -> tuple[int, ...] | None:
-    """The child processes of *pid*, those included that nobody has waited for; None where /proc is not there.
+def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...] | None:
+    """The child processes of *pid* (None is this process), those included that nobody has waited for; None without /proc.
 
     Cost: one small file per thread where the kernel has `task/*/children`; else one small file per process of the machine, about
     15 µs each.
     """
-    threads = f"{proc_root}/{pid}/task"
+    folder = f"{proc_root}/{'self' if pid is None else pid}"
+    threads = f"{folder}/task"
     try:
         names = os.listdir(threads)
     except OSError:
@@ -258,19 +262,23 @@ def children_of(pid: int, *, proc_root: str = "/proc") -> tuple[int, ...] | None
                 listed.extend(map(int, file.read().split()))
         except FileNotFoundError:
             if os.path.isdir(f"{threads}/{name}"):  # the thread lives: this kernel lacks the file
-                return _children_by_parent(pid, proc_root)
+                return _children_by_parent(folder, proc_root)
         except OSError:
             continue
     return tuple(listed)
 
 
-def _children_by_parent(pid: int, proc_root: str) -> tuple[int, ...]:
-    found = []
+def _children_by_parent(folder: str, proc_root: str) -> tuple[int, ...]:
+    # The pid as this /proc counts it: it may be that of another pid namespace.
+    parent = parse_stat(read_bytes(f"{folder}/stat") or b"")
+    found: list[int] = []
+    if parent is None:
+        return ()
     for name in os.listdir(proc_root):
         if not name.isdigit():
             continue
         status = parse_stat(read_bytes(f"{proc_root}/{name}/stat") or b"")
-        if status is not None and status.ppid == pid:
+        if status is not None and status.ppid == parent.pid:
             found.append(status.pid)
     return tuple(found)
 

@@ -1,7 +1,7 @@
 """Counting asyncio's tasks from another thread, without importing asyncio and without keeping a task alive.
 
-Law: a strong reference to a task exists only inside one C call; no Python code of the program, and no other thread, runs while it
-does.
+Law: a strong reference to a task exists only inside one C call, during which no other thread runs, so that it is never the last
+one (3.14: for as long as `asyncio.all_tasks` is asked).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 import operator
 import sys
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 # About 0.1 ms of GIL between two chances for the other threads.
@@ -53,8 +52,10 @@ def references_of_tasks(module: Any) -> set[weakref.ReferenceType[Any]]:
     return found if isinstance(found, set) else set()
 
 
-def _count_pending(references: Iterable[weakref.ReferenceType[Any]]) -> int:
-    remaining = iter(tuple(references))  # copied in C, while we hold the GIL: the loop's thread changes the set
+def _count_pending(references: set[weakref.ReferenceType[Any]]) -> int:
+    # Copied in one step in C, because the loop's thread changes the set.  Not by list() or tuple(): on 3.11 these may start a
+    # collection after they have begun to iterate, and that removes references from the set.
+    remaining = iter(references.copy())
     pending = 0
     while chunk := tuple(itertools.islice(remaining, _CHUNK)):
         alive = filter(None, map(operator.call, chunk))
