@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from memwatch.blocks import Block
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from memwatch.watcher import Sink, Watcher
 
 __version__ = "0.1.0"
+
+H = TypeVar("H", bound="Hook")
 
 __all__ = [
     "Freed",
@@ -36,6 +38,7 @@ __all__ = [
     "current",
     "expect_gone",
     "on_cleanup",
+    "remove_cleanup",
     "start",
     "stop",
     "track",
@@ -181,12 +184,12 @@ def collect_garbage() -> Freed:
     return collect_garbage()
 
 
-def on_cleanup(hook: Hook, priority: int = 0, level: HookLevel = "warning") -> Callable[[], None]:
-    """Register a function that gives memory back under pressure; returns a function that removes it.
+def on_cleanup(hook: H, priority: int = 0, level: HookLevel = "warning") -> H:
+    """Register a function that gives memory back under pressure; returns it, so that it serves as a decorator.
 
     Args:
         hook: called with a `Pressure`; returns the bytes it freed, or None.  A bound method or callable object is held weakly: it goes
-            with its object.  A function is held until it is removed.
+            with its object.  A function is held until `remove_cleanup(hook)`.
         priority: lower runs first.
         level: `"warning"` hooks run at the warning and critical levels, `"critical"` ones at critical only, `"periodic"` ones at every
             clean-up.
@@ -194,7 +197,13 @@ def on_cleanup(hook: Hook, priority: int = 0, level: HookLevel = "warning") -> C
     Raises:
         TypeError, ValueError: not callable, or an unknown level.
     """
-    return _relief_hooks().add(hook, priority=priority, level=level)
+    _relief_hooks().add(hook, priority=priority, level=level)
+    return hook
+
+
+def remove_cleanup(hook: Hook) -> None:
+    """Forget a hook that `on_cleanup` registered.  Does nothing if it never did."""
+    _relief_hooks().remove(hook)
 
 
 def track(name: str) -> Block:

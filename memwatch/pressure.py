@@ -96,8 +96,8 @@ class ReliefHooks:
         self._hooks: list[tuple[int, int, HookLevel, Callable[[], Hook | None], str]] = []
         self._registered = 0
 
-    def add(self, hook: Hook, *, priority: int = 0, level: HookLevel = "warning") -> Callable[[], None]:
-        """Register a hook; returns a function that removes it again.
+    def add(self, hook: Hook, *, priority: int = 0, level: HookLevel = "warning") -> None:
+        """Register a hook.
 
         Args:
             hook: called with a `Pressure`; returns the bytes it freed, or None.
@@ -117,10 +117,9 @@ class ReliefHooks:
         # Replaced, never changed in place: a run in another thread goes on over the list it started with.
         self._hooks = sorted([*self._hooks, entry], key=lambda item: item[:2])
 
-        def remove() -> None:
-            self._hooks = [item for item in self._hooks if item is not entry]
-
-        return remove
+    def remove(self, hook: Hook) -> None:
+        """Forget a hook, however often it was registered.  Does nothing if it never was."""
+        self._hooks = [item for item in self._hooks if item[3]() != hook]
 
     def __len__(self) -> int:
         return sum(1 for *_, held, _ in self._hooks if held() is not None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import memwatch
 from memwatch.pressure import Pressure, PressureGauge, ReliefHooks, hook_name
 
 WARNING = Pressure("warning", 700.0, 1000.0, 50.0)
@@ -95,11 +96,12 @@ def test_a_bound_method_does_not_keep_its_object_and_goes_with_it() -> None:
 
 def test_a_lambda_stays_until_it_is_removed() -> None:
     hooks = ReliefHooks()
-    remove = hooks.add(lambda pressure: 1)
+    hooks.add(hook := lambda pressure: 1)
+    hooks.add(lambda pressure: None)
     gc.collect()
+    assert len(list(hooks.run(WARNING, fail_if_called))) == 2
+    hooks.remove(hook)
     assert len(list(hooks.run(WARNING, fail_if_called))) == 1
-    remove()
-    assert list(hooks.run(WARNING, fail_if_called)) == []
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
@@ -121,11 +123,11 @@ def test_a_hook_may_add_and_remove_hooks_while_they_run() -> None:
 
     def first(pressure: Pressure) -> None:
         ran.append("first")
-        remove_second()
+        hooks.remove(second)
         hooks.add(lambda pressure: ran.append("third"))
 
     hooks.add(first)
-    remove_second = hooks.add(lambda pressure: ran.append("second"), priority=1)
+    hooks.add(second := lambda pressure: ran.append("second"), priority=1)
     list(hooks.run(WARNING, fail_if_called))
     assert ran[0] == "first"
     list(hooks.run(WARNING, fail_if_called))
@@ -145,6 +147,17 @@ def test_what_is_not_callable_and_an_unknown_level_are_refused() -> None:
         ReliefHooks().add(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'urgent' is not one of periodic, warning, critical"):
         ReliefHooks().add(print, level="urgent")  # type: ignore[arg-type]
+
+
+def test_on_cleanup_serves_as_a_decorator_and_leaves_the_function_as_it_is() -> None:
+    @memwatch.on_cleanup
+    def drop(pressure: Pressure) -> int:
+        return 5
+
+    try:
+        assert drop(WARNING) == 5
+    finally:
+        memwatch.remove_cleanup(drop)
 
 
 def test_the_name_of_a_hook_never_runs_its_repr() -> None:
