@@ -4,8 +4,8 @@
     bench/leaks.py [NN ...] [--jobs 2] [--interval 0.5s] [--seconds S] [--json FILE]
 
 Each folder of bench/leaks holds `case.py` (a service loop that leaks with one version of a library and not with another),
-`requirements-leaky.txt`, `requirements-fixed.txt` and `case.json` (what the case is, and what a right diagnosis says).  Each variant
-runs in a virtual environment of its own, kept under --venvs, with memwatch installed from this checkout:
+`requirements-leaky.txt`, `requirements-fixed.txt` and `case.json` (what the case is, and what a right diagnosis says).  Each
+variant runs in a virtual environment of its own, kept under --venvs, with memwatch installed from this checkout:
 
     python -m memwatch run --interval 0.5s --directory D -- python case.py --seconds S --rate R
     python -m memwatch report D --json
@@ -70,9 +70,13 @@ def run(case: Path, variant: str, *, venvs: Path, interval: str = "0.5s", second
         watched = [python, "-m", "memwatch", "run", "--interval", interval, "--directory", directory, "--", *program]
         env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", **meta.get("env", {}))
         ran = subprocess.run(watched, cwd=directory, env=env, capture_output=True, text=True, timeout=duration + 120, check=False)
-        told = subprocess.run([python, "-m", "memwatch", "report", directory, "--json"], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            [python, "-m", "memwatch", "report", directory, "--json"], capture_output=True, text=True, check=False
+        )
         if told.returncode != 0 or ran.returncode != 0:
-            raise RuntimeError(f"run: status {ran.returncode} {ran.stderr[-500:]}; report: status {told.returncode} {told.stderr[-500:]}")
+            raise RuntimeError(
+                f"run: status {ran.returncode} {ran.stderr[-500:]}; report: status {told.returncode} {told.stderr[-500:]}"
+            )
         return dict(json.loads(told.stdout))
 
 

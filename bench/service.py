@@ -5,7 +5,7 @@
 
 Throughput: one process does the work of a small JSON service without pause; stretches without and with a watcher take turns
 (A B A B …), and the table shows the median of each and the ratio of every B to the mean of its two neighbours.
-Added memory: 8,640 ticks (a day at 10 s) on a clock that is moved by hand, with a record, against the same process without memwatch.
+Added memory: 8,640 ticks (a day at 10 s) on a clock that is moved by hand, with a record, against the process without memwatch.
 """
 
 from __future__ import annotations
@@ -98,16 +98,19 @@ def main() -> None:
     runs = [json.loads(run(ADDED, "watched")) for _ in range(3)]
     drift = statistics.median(json.loads(run(ADDED, "bare"))["day"] for _ in range(3))
     print(f"added by the import                {statistics.median(r['import'] for r in runs) / 2**20:8.2f} MiB (median of 3)")
-    print(f"added after 8,640 samples          {(statistics.median(r['day'] for r in runs) - drift) / 2**20:8.2f} MiB (median of 3)")
+    print(
+        f"added after 8,640 samples          {(statistics.median(r['day'] for r in runs) - drift) / 2**20:8.2f} MiB (median of 3)"
+    )
 
     begin = time.perf_counter()
     found = json.loads(run(THROUGHPUT, options.seconds, options.pairs, options.interval))
     bare, watched = found["bare"], found["watched"]
     ratios = [2 * one / (left + right) for one, left, right in zip(watched, bare, bare[1:], strict=False)]
-    print(f"requests a second, bare            {statistics.median(bare):8.0f} (median of {len(bare)} × {options.seconds:g} s)")
-    print(f"requests a second, watched         {statistics.median(watched):8.0f} (median of {len(watched)}, interval {options.interval})")
-    print(f"watched ÷ bare                     {statistics.median(ratios):8.4f} (each against its neighbours: "
-          f"{min(ratios):.3f} to {max(ratios):.3f})")  # fmt: skip
+    how = f"{options.seconds:g} s each, interval {options.interval}"
+    print(f"requests a second, bare            {statistics.median(bare):8.0f} (median of {len(bare)}, {how})")
+    print(f"requests a second, watched         {statistics.median(watched):8.0f} (median of {len(watched)})")
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"watched ÷ bare                     {statistics.median(ratios):8.4f} (each against its neighbours: {spread})")
     print(f"({time.perf_counter() - begin:.0f} s)")
 
 

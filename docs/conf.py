@@ -4,7 +4,7 @@ import memwatch
 
 project = "memwatch"
 author = "The memwatch developers"
-copyright = "2026, the memwatch developers"  # noqa: A001
+copyright = "2026, the memwatch developers"
 release = version = memwatch.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]

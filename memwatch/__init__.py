@@ -188,11 +188,11 @@ def on_cleanup(hook: H, priority: int = 0, level: HookLevel = "warning") -> H:
     """Register a function that gives memory back under pressure; returns it, so that it serves as a decorator.
 
     Args:
-        hook: called with a `Pressure`; returns the bytes it freed, or None.  A bound method or callable object is held weakly: it goes
-            with its object.  A function is held until `remove_cleanup(hook)`.
+        hook: called with a `Pressure`; returns the bytes it freed, or None.  A bound method or callable object is held weakly: it
+            goes with its object.  A function is held until `remove_cleanup(hook)`.
         priority: lower runs first.
-        level: `"warning"` hooks run at the warning and critical levels, `"critical"` ones at critical only, `"periodic"` ones at every
-            clean-up.
+        level: `"warning"` hooks run at the warning and critical levels, `"critical"` ones at critical only, `"periodic"` ones at
+            every clean-up.
 
     Raises:
         TypeError, ValueError: not callable, or an unknown level.
@@ -207,7 +207,7 @@ def remove_cleanup(hook: Hook) -> None:
 
 
 def track(name: str) -> Block:
-    """Measure how much a block of code grows the process: a context manager (also `async with`) and a decorator (also of coroutines).
+    """Measure how much a block of code grows the process: `with track("name") as block:` or a decorator, also of coroutines.
 
     RSS belongs to the whole process: what other threads allocate meanwhile counts too.  Each `with` block is noted in the record of
     the running watcher; of decorated functions, only calls that grew by 1 MiB or more.

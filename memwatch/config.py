@@ -69,7 +69,6 @@ class Config:
             return level
         return None if memory_limit_bytes is None else level * memory_limit_bytes
 
-
     def agrees(self, other: Config, name: str) -> bool:
         """Whether the setting called *name* has the same value in both."""
         return all(getattr(self, part) == getattr(other, part) for part in _FIELDS[name])
@@ -347,7 +346,11 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "warning": level(config.warning),
         "critical": level(config.critical),
         "evidence": config.evidence,
-        "directory": "off" if config.directory is False else "the user's state directory" if config.directory is None else str(config.directory),
+        "directory": "off"
+        if config.directory is False
+        else "the user's state directory"
+        if config.directory is None
+        else str(config.directory),
         "name": config.name or "from the command",
         "labels": ", ".join(f"{key}={value}" for key, value in config.labels.items()) or "none",
         "cleanup_interval": units.format_duration(config.cleanup_interval_s) if config.cleanup_interval_s else "off",

@@ -74,7 +74,8 @@ class Expectations:
         """
         if not self._waiting:
             return []
-        waiting, late = [], []
+        waiting: list[Expectation] = []
+        late: list[Expectation] = []
         for expectation in list(self._waiting):
             if expectation.met:
                 continue

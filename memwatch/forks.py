@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import weakref
+from pathlib import Path
 from typing import Protocol
 
 
@@ -81,14 +82,14 @@ def _hush() -> None:
     if sys.version_info < (3, 13) or not _watched or _hushed is not None:
         return
     try:
-        alone = len(os.listdir("/proc/self/task")) == 1
+        alone = len(list(Path("/proc/self/task").iterdir())) == 1
     except OSError:
         alone = False
     if alone:
         import warnings
 
         _hushed = True
-        warnings.filters.insert(0, _HUSH)  # type: ignore[attr-defined]
+        warnings.filters.insert(0, _HUSH)
 
 
 def _at_exit() -> None:

@@ -1,16 +1,16 @@
 """Threads and locks of the operating system, also where gevent or eventlet have replaced Python's.
 
-A monkey-patched `threading.Thread` is a greenlet: it would sample only when the program yields, and never while it is busy.  And one
-that was started before the patch fails at its end.  So: the primitives below `threading`, always.
+A monkey-patched `threading.Thread` is a greenlet: it would sample only when the program yields, and never while it is busy.
+And one that was started before the patch fails at its end.  So: the primitives below `threading`, always.
 """
 
 from __future__ import annotations
 
 import _thread
-import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_MAX_S = 3600.0
@@ -79,7 +79,7 @@ class Thread:
             return False
         self._running.release()
         deadline_s = time.perf_counter() + 0.005  # it takes microseconds
-        while os.path.exists(f"/proc/self/task/{self._native_id}") and time.perf_counter() < deadline_s:
+        while Path(f"/proc/self/task/{self._native_id}").exists() and time.perf_counter() < deadline_s:
             pass
         return True
 

@@ -17,7 +17,7 @@ from memwatch.vitals import collect_garbage, trim
 COLLECT_BUDGET_S = 0.010
 COLLECT_COST_S = 0.24e-6
 """Seconds of a full collection per allocator block, measured on containers (0.24 s per million).  The collector holds the GIL
-throughout, so the periodic clean-up collects only where that is predicted to stay within the budget; under pressure it always does."""
+throughout, so the periodic clean-up collects only where that is predicted to stay within the budget; under pressure always."""
 TRIM_WORTH_BYTES = 16 * 1024**2
 """The periodic clean-up trims malloc only when the allocators keep at least this much."""
 QUIET_BYTES = 64 * 1024

@@ -1,8 +1,8 @@
 """Official fakes, for tests of programs that use memwatch and for our own.
 
-    clock = FakeClock()
-    watcher = Watcher(interval="10s", directory=False, clock=clock, source=ScriptedSource({"rss": n} for n in levels))
-    watcher.tick(); clock.advance(10.0)
+clock = FakeClock()
+watcher = Watcher(interval="10s", directory=False, clock=clock, source=ScriptedSource({"rss": n} for n in levels))
+watcher.tick(); clock.advance(10.0)
 """
 
 from __future__ import annotations

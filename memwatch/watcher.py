@@ -79,6 +79,30 @@ class Watcher:
     Threads: every method is safe from any thread.
     """
 
+    # The state of one watch, which `_reset` begins.
+    _state_lock: Any
+    _record_lock: Any
+    _fork_locks: list[Any]
+    _alarm: osthread.Alarm
+    _thread: osthread.Thread | None
+    _due_s: float
+    _ticking: bool
+    _stopped: bool
+    _first_monotonic_s: float | None
+    _first_wall_s: float
+    _anchor_s: float
+    _tally: Tally
+    _verdict: Verdict
+    _detector: LeakDetector | None
+    _limit: float | None
+    _events: list[Event]
+    _pending: list[Event]
+    _told_growth: float
+    _exhaustion_told: bool
+    _process: Process | None
+    _relief: Relief
+    _journal: Journal
+
     def __init__(
         self,
         *,
@@ -248,7 +272,7 @@ class Watcher:
     def tick(self) -> Verdict:
         """Take one sample, judge it, act on it.  What the thread does on every interval; never raises.
 
-        A tick that comes while another is under way (from a hook, or another thread) takes nothing and returns the standing verdict.
+        A tick that comes while another is under way (from a hook, or another thread) takes nothing; the verdict stands.
         """
         forks.settled()
         with self._state_lock:
@@ -423,8 +447,8 @@ class Watcher:
     def before_fork(self) -> None:
         """End the sampling thread, so that the process forks without it.
 
-        A child would inherit whatever locks it holds (of SQLite, of the C library) with nobody to release them, and since Python 3.12
-        a fork beside another thread warns.  A tick under way is waited for, but not for long.
+        A child would inherit whatever locks it holds (of SQLite, of the C library) with nobody to release them, and since Python
+        3.12 a fork beside another thread warns.  A tick under way is waited for, but not for long.
         """
         if self._thread_running and self._thread is not None:
             self._generation += 1
@@ -463,28 +487,31 @@ class Watcher:
         """A new watch: nothing of an earlier one, or of a parent's, is carried over."""
         self._state_lock = osthread.new_rlock()
         self._record_lock = osthread.new_rlock()
-        self._fork_locks: list[Any] = []
+        self._fork_locks = []
         self._alarm = osthread.Alarm()
-        self._thread: osthread.Thread | None = None
+        self._thread = None
         self._due_s = 0.0
         self._ticking = False
         self._stopped = False
-        self._first_monotonic_s: float | None = None
+        self._first_monotonic_s = None
         self._first_wall_s = self._anchor_s = 0.0
         self._tally = Tally()
         self._verdict = Verdict("rss", "warming-up", reason="no sample was taken yet")
-        self._detector: LeakDetector | None = None
-        self._limit: float | None = self.config.memory_limit_bytes
-        self._events: list[Event] = []
-        self._pending: list[Event] = []
+        self._detector = None
+        self._limit = self.config.memory_limit_bytes
+        self._events = []
+        self._pending = []
         self._told_growth = 0.0
         self._exhaustion_told = False
-        self._process: Process | None = None
+        self._process = None
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )
         self._journal = Journal(
-            self.config.directory, self._described, lambda message: log.warning("%s", message), limit_bytes=self.config.record_limit_bytes
+            self.config.directory,
+            self._described,
+            lambda message: log.warning("%s", message),
+            limit_bytes=self.config.record_limit_bytes,
         )
 
     def _uptime(self) -> float:

@@ -24,9 +24,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Run:
-    """Run a program text in a new interpreter: `python(source, *arguments, env=…)`; fails loudly if it does, unless `check=False`."""
+    """Run a program text in a new interpreter: `python(source, *arguments, env=…)`; fails if it does, unless `check=False`."""
 
-    def run(source: str, *arguments: object, check: bool = True, timeout: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        source: str, *arguments: object, check: bool = True, timeout: float = 60, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(source))
         done = subprocess.run(

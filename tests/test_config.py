@@ -52,7 +52,7 @@ def test_arguments_win_over_the_environment_and_that_over_pyproject(tmp_path: Pa
 
 
 def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SettingError, match="MEMWATCH_INTRVAL: unknown setting, did you mean MEMWATCH_INTERVAL?"):
+    with pytest.raises(SettingError, match=r"MEMWATCH_INTRVAL: unknown setting, did you mean MEMWATCH_INTERVAL\?"):
         load(environ={"MEMWATCH_INTRVAL": "3s"})
 
 
@@ -79,8 +79,11 @@ def test_a_bare_number_where_a_unit_matters_is_refused_and_told_so(name: str, ba
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("interval", "1ms"), ("interval", "2h"), ("warning", "1.5"), ("warning", "0"), ("warning", True), ("critical", "-1"), ("memory_limit", "1kB"),
-     ("evidence", "full"), ("labels", "novalue"), ("name", ""), ("directory", ""), ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms")],
+    [
+        ("interval", "1ms"), ("interval", "2h"), ("warning", "1.5"), ("warning", "0"), ("warning", True), ("critical", "-1"),
+        ("memory_limit", "1kB"), ("evidence", "full"), ("labels", "novalue"), ("name", ""), ("directory", ""),
+        ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms"),
+    ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_naming_setting_value_source_and_what_is_accepted(name: str, value: object) -> None:
     with pytest.raises(SettingError) as refused:

@@ -98,7 +98,11 @@ def test_the_watcher_tells_a_finding_to_its_sinks_and_records_it() -> None:
     expectations, clock = Expectations(), FakeClock()
     told = []
     watcher = Watcher(
-        directory=False, clock=clock, source=ScriptedSource([{"rss": 1e6, "blocks": 1000.0}]), expectations=expectations, sinks=[told.append]
+        directory=False,
+        clock=clock,
+        source=ScriptedSource([{"rss": 1e6, "blocks": 1000.0}]),
+        expectations=expectations,
+        sinks=[told.append],
     )
     HOLDER["x"] = Session()
     expectations.add(HOLDER["x"], now_s=clock.monotonic(), within_s=15.0, reason="closed")

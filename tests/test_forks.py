@@ -210,7 +210,9 @@ print(watcher.statistics().samples)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_under_gevent_the_sampler_runs_on_a_real_thread_while_the_program_never_yields(tmp_path: Path, python: Any, when: str) -> None:
+def test_under_gevent_the_sampler_runs_on_a_real_thread_while_the_program_never_yields(
+    tmp_path: Path, python: Any, when: str
+) -> None:
     pytest.importorskip("gevent", reason="elsewhere: gevent is not built for this Python")
     patch = "from gevent import monkey; monkey.patch_all()\n"
     start = "import memwatch; memwatch.start(directory=sys.argv[1], interval='50ms')\n"

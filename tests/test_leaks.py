@@ -25,7 +25,9 @@ def load_runner() -> ModuleType:
     return module
 
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="elsewhere: the versions of these libraries that leak are for Python 3.11")
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="elsewhere: the versions of these libraries that leak are for Python 3.11"
+)
 def test_leaks_of_real_libraries_are_found_within_45_s_and_a_filling_cache_is_not_one(tmp_path: Path) -> None:
     leaks = load_runner()
 

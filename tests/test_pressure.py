@@ -26,7 +26,14 @@ def levels(gauge: PressureGauge, readings: list[float]) -> list[str]:
 
 
 def test_levels_are_entered_at_their_threshold_and_left_only_below_the_margin() -> None:
-    assert levels(PressureGauge(), [699, 700, 690, 666, 664, 700]) == ["normal", "warning", "warning", "warning", "normal", "warning"]
+    assert levels(PressureGauge(), [699, 700, 690, 666, 664, 700]) == [
+        "normal",
+        "warning",
+        "warning",
+        "warning",
+        "normal",
+        "warning",
+    ]
 
 
 def test_a_level_hovering_at_its_threshold_does_not_flap() -> None:

@@ -102,7 +102,8 @@ def test_ps_names_the_one_of_three_gunicorn_workers_that_leaks(tmp_path: Path) -
     directory, port = tmp_path / "records", free_port()
     command = [
         sys.executable, "-m", "memwatch", "run", "--interval", "0.2s", "--directory", directory, "--",
-        sys.executable, "-m", "gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{port}", "--log-level", "error", "shop:application",
+        sys.executable, "-m", "gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{port}", "--log-level", "error",
+        "shop:application",
     ]  # fmt: skip
     env = dict(os.environ, LEAK_LOCK=str(tmp_path / "lock"))
     server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import threading
@@ -22,7 +23,12 @@ MIB = 2.0**20
 def ramp(mib_per_tick: float = 2.0, start_mib: float = 100.0, ticks: int = 400) -> list[dict[str, float]]:
     """A straight leak of small Python objects."""
     return [
-        {"rss": (start_mib + mib_per_tick * n) * MIB, "heap": (start_mib / 2 + mib_per_tick * n) * MIB, "blocks": 1e6 + 2e4 * n, "cpu": n * 1.0}
+        {
+            "rss": (start_mib + mib_per_tick * n) * MIB,
+            "heap": (start_mib / 2 + mib_per_tick * n) * MIB,
+            "blocks": 1e6 + 2e4 * n,
+            "cpu": n * 1.0,
+        }
         for n in range(ticks)
     ]
 
@@ -30,10 +36,8 @@ def ramp(mib_per_tick: float = 2.0, start_mib: float = 100.0, ticks: int = 400) 
 def watcher_of(readings: Any, tmp_path: Path | None = None, **options: Any) -> tuple[Watcher, FakeClock]:
     clock = FakeClock()
     options.setdefault("memory_limit", "4GiB")
-    watcher = Watcher(
-        interval="10s", directory=tmp_path if tmp_path is not None else False, clock=clock, source=ScriptedSource(readings), **options
-    )
-    return watcher, clock
+    directory = tmp_path if tmp_path is not None else False
+    return Watcher(interval="10s", directory=directory, clock=clock, source=ScriptedSource(readings), **options), clock
 
 
 def run(watcher: Watcher, clock: FakeClock, ticks: int, interval_s: float = 10.0) -> list[str]:
@@ -69,7 +73,7 @@ def test_a_leak_is_told_once_to_the_sinks_and_to_on_leak_and_again_when_it_has_d
     first = leaks.reports[0]
     assert (first.verdict.state, first.verdict.kind) == ("leaking", "python-heap")
     grown = [report.verdict.grown for report in leaks.reports]
-    assert all(later >= 2 * earlier for earlier, later in zip(grown, grown[1:], strict=False))
+    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(grown))
     assert len(leaks.reports) >= 2
     assert len(sink.reports) >= len(leaks.reports)
 

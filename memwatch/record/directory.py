@@ -38,9 +38,7 @@ def find_records(directory: Path) -> list[Path]:
     """The records in a directory, the most recently written first.  A missing directory has none."""
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):
-        for path in directory.iterdir():
-            if path.suffix == SUFFIX:
-                found.append((_last_written(path), path))
+        found.extend((_last_written(path), path) for path in directory.iterdir() if path.suffix == SUFFIX)
     return [path for _, path in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
 
 

@@ -100,7 +100,9 @@ class Record:
             extra = json.loads(found.pop("extra", "{}"))
             yield Sample(found.pop("time_s"), found.pop("uptime_s"), {**found, **extra})
 
-    def coarse(self, *, until_s: float = float("inf")) -> Iterator[tuple[float, dict[str, float], dict[str, float], dict[str, float]]]:
+    def coarse(
+        self, *, until_s: float = float("inf")
+    ) -> Iterator[tuple[float, dict[str, float], dict[str, float], dict[str, float]]]:
         """The coarse history: time, minima, means and maxima per channel, oldest first."""
         for time_s, low, mean, high in self._rows(
             "SELECT time_s, low, mean, high FROM coarse WHERE time_s < ? ORDER BY time_s", (min(until_s, 1e18),)
@@ -121,7 +123,9 @@ class Record:
         """Coarse means before the fine samples begin, then the fine ones, thinned evenly to about *points*."""
         first = self._rows("SELECT min(time_s), count(*) FROM samples").fetchone()
         start, count = first[0], first[1]
-        old = [Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=start if start is not None else float("inf"))]
+        old = [
+            Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=start if start is not None else float("inf"))
+        ]
         step = max(1, (len(old) + count) // points)
         thinned = old[::step]
         # Costly channels are read rarely: a thinned point carries the readings of the samples it stands for.
@@ -178,5 +182,3 @@ def read_report(path: Path, *, is_running: Callable[[Process], bool] | None = No
     """
     with Record(path) as record:
         return record.report(is_running=is_running, history=history)
-
-

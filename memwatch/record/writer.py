@@ -25,7 +25,7 @@ _QUOTED = ", ".join(f'"{name}"' for name in _COLUMNS)
 _INSERT_SAMPLE = f"INSERT INTO samples (time_s, uptime_s, {_QUOTED}, extra) VALUES ({', '.join('?' * (len(_COLUMNS) + 3))})"
 SHRINK_EVERY = 64
 SHRINK_AT = 0.75
-"""Share of the limit above which old rows go.  `max_page_count` holds the file under 0.9 of it, and the log takes up to 1/16 more."""
+"""Share of the limit above which old rows go.  `max_page_count` holds the file under 0.9 of it; the log takes up to 1/16 more."""
 
 # Paths this process is writing, so that a second watcher in it takes another file.
 _open_paths: set[str] = set()
@@ -91,7 +91,9 @@ class RecordWriter:
         """
         body = json.dumps([item.to_dict() for item in evidence])
         with self._guarded("write"):
-            self._connection.execute("INSERT INTO evidence (time_s, fingerprint, body) VALUES (?, ?, ?)", (time_s, fingerprint, body))
+            self._connection.execute(
+                "INSERT INTO evidence (time_s, fingerprint, body) VALUES (?, ?, ?)", (time_s, fingerprint, body)
+            )
 
     def end(self, time_s: float, how: str) -> None:
         """Write the goodbye that tells an exit from a kill.
@@ -144,7 +146,9 @@ class RecordWriter:
         if self._coarse is None:
             self._coarse = _CoarseBucket(start)
         elif start != self._coarse.start_s:
-            self._connection.execute("INSERT INTO coarse (time_s, count, low, mean, high) VALUES (?, ?, ?, ?, ?)", self._coarse.row())
+            self._connection.execute(
+                "INSERT INTO coarse (time_s, count, low, mean, high) VALUES (?, ?, ?, ?, ?)", self._coarse.row()
+            )
             self._coarse = _CoarseBucket(start)
             self._prune(sample.time_s)
         self._coarse.add(sample)
@@ -317,7 +321,7 @@ def _create(path: Path, process: Process) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
-            os.rename(temporary, path)
+            temporary.rename(path)
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
