@@ -113,7 +113,7 @@ def test_in_a_container_whose_path_does_not_exist_there_the_mount_is_the_group(m
     machine.own("0::/docker/abc")
     machine.mounts(f"31 23 0:28 {mount_root} /sys/fs/cgroup ro - cgroup2 cgroup rw")
     machine.v2("/", memory__max=256 * MIB)
-    assert effective_limit(**machine.roots).bytes == 256 * MIB
+    assert effective_limit(**machine.roots) == Limit(256 * MIB, "cgroup v2 memory.max of /docker/abc")
 
 
 def test_below_the_root_of_a_mount_the_path_is_followed(machine):
@@ -129,7 +129,8 @@ def test_below_the_root_of_a_mount_the_path_is_followed(machine):
 
 
 def test_a_path_out_of_the_namespace_is_not_followed(machine, tmp_path):
-    (tmp_path / "memory.max").write_text("1048576\n")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "memory.max").write_text("1048576\n")
     machine.own("0::/../outside")
     machine.v2("/", memory__max=256 * MIB)
     assert effective_limit(**machine.roots).bytes == 256 * MIB
@@ -141,6 +142,13 @@ def test_a_v1_group_and_those_above_it_limit(machine):
     machine.v1("/docker", 600 * MIB)
     machine.v1("/", NO_LIMIT_V1)
     assert effective_limit(**machine.roots) == Limit(600 * MIB, "cgroup v1 memory.limit_in_bytes of /docker")
+
+
+def test_a_v1_hierarchy_is_found_where_it_is_mounted(machine):
+    machine.own("4:memory:/app")
+    machine.mounts("35 31 0:32 / /sys/fs/cgroup/mem rw - cgroup cgroup rw,memory")
+    machine.write(machine.cgroup / "mem" / "memory.limit_in_bytes", 90 * MIB)
+    assert effective_limit(**machine.roots).bytes == 90 * MIB
 
 
 def test_v1s_largest_number_is_no_limit(machine):

@@ -145,14 +145,38 @@ def test_an_allocator_that_is_not_pymalloc_has_no_heap_rather_than_a_wrong_one(a
     assert done.stdout == f"{heap_is_read} {heap_is_read} {heap_is_read} {blocks_are_read} True {{}}\n"
 
 
+OTHER_MALLOC = r"""
+#define _GNU_SOURCE
+#include <string.h>
+#include <sys/mman.h>
+static char *next;
+static void *take(size_t align, size_t size) {
+    char *block;
+    if (!next) next = mmap(0, 1UL << 36, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    block = (char *)(((size_t)next + 16 + align - 1) & ~(align - 1));
+    next = block + size;
+    ((size_t *)block)[-1] = size;
+    return block;
+}
+void *malloc(size_t size) { return take(16, size); }
+void *calloc(size_t count, size_t size) { return take(16, count * size); }
+void free(void *block) { (void)block; }
+void *realloc(void *block, size_t size) {
+    void *moved = take(16, size);
+    if (block) memcpy(moved, block, ((size_t *)block)[-1] < size ? ((size_t *)block)[-1] : size);
+    return moved;
+}
+int posix_memalign(void **block, size_t align, size_t size) { *block = take(align, size); return 0; }
+void *aligned_alloc(size_t align, size_t size) { return take(align, size); }
+void *memalign(size_t align, size_t size) { return take(align, size); }
+"""
+
+
 @pytest.mark.skipif(not shutil.which("cc") or sys.platform != "linux", reason="needs a C compiler")
 def test_a_preloaded_malloc_is_not_mistaken_for_glibcs(tmp_path):
-    source = tmp_path / "other.c"
-    source.write_text(
-        "#include <stddef.h>\nextern void *__libc_malloc(size_t);\nvoid *malloc(size_t size) { return __libc_malloc(size); }\n"
-    )
-    library = tmp_path / "libother.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    source, library = tmp_path / "other.c", tmp_path / "libother.so"
+    source.write_text(OTHER_MALLOC)
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-fno-builtin", "-o", library, source], check=True)
     code = (
         "from memwatch.vitals import Vitals, trim; v = Vitals(); x = v.read(complete=True);"
         "print('native' in x, 'retained' in x, 'heap' in x, trim(), v.failed)"
@@ -160,6 +184,22 @@ def test_a_preloaded_malloc_is_not_mistaken_for_glibcs(tmp_path):
     environment = dict(os.environ, LD_PRELOAD=str(library))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False False True False {}\n"
+
+
+@measured
+def test_glibcs_malloc_is_known_by_its_books_where_its_address_does_not_tell(monkeypatch):
+    monkeypatch.setattr(heap, "_is_in_libc", lambda library: False)
+    heap._malloc_functions.cache_clear()
+    before = heap.malloc()
+    heap._malloc_functions.cache_clear()
+    assert before is not None and before.used_bytes > MIB // 2
+
+
+@measured
+def test_a_block_with_a_mapping_of_its_own_is_native():
+    before = sizes()
+    kept = bytearray(48 * MIB)
+    assert sizes()["native"] - before["native"] == pytest.approx(len(kept), rel=0.01)
 
 
 @measured

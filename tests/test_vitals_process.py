@@ -49,15 +49,26 @@ def test_unique_bytes_are_a_part_of_the_resident_ones():
     assert memory.rss * 0.2 < unique <= memory.rss * 1.05
 
 
+def test_unique_bytes_are_the_private_pages(tmp_path):
+    (tmp_path / "smaps_rollup").write_text(
+        "5581e0000000-7ffc0 ---p 00000000 00:00 0    [rollup]\nRss:  9000 kB\nPss:  8000 kB\nShared_Clean:  4000 kB\n"
+        "Shared_Dirty:  0 kB\nPrivate_Clean:  300 kB\nPrivate_Dirty:  20 kB\nPrivate_Hugetlb:  2048 kB\nSwap:  7 kB\n"
+    )
+    assert process.unique_bytes(str(tmp_path)) == (300 + 20 + 2048) * 1024
+    (tmp_path / "smaps_rollup").write_text("")
+    assert process.unique_bytes(str(tmp_path)) is None
+
+
 def test_descriptors_are_counted_the_same_by_size_and_by_listing(tmp_path, monkeypatch):
     expected = process.count_descriptors("/proc/self")
 
     class Old:
         st_size = 0  # Linux before 6.2
 
-    monkeypatch.setattr(process.os, "stat", lambda path: Old)
-    assert process.count_descriptors("/proc/self") == expected
-    assert process.count_descriptors(f"/proc/{os.getpid()}") == expected + 1  # it cannot know that the listing itself is ours
+    with monkeypatch.context() as patch:
+        patch.setattr(process.os, "stat", lambda path: Old)
+        listed = process.count_descriptors("/proc/self"), process.count_descriptors(f"/proc/{os.getpid()}")
+    assert listed == (expected, expected + 1)  # by number it cannot know that the listing itself is ours
     assert process.count_descriptors(str(tmp_path)) is None
 
 

@@ -103,6 +103,21 @@ def test_tasks_that_come_and_go_meanwhile_do_no_harm(none_left):
         assert all(0 <= count <= 60 for count in counts)
 
 
+def test_references_that_change_while_they_are_counted_do_no_harm():
+    references = set()
+
+    class Task:
+        def done(self) -> bool:
+            late.append(Task())
+            references.add(weakref.ref(late[-1]))
+            return False
+
+    late: list[Task] = []
+    early = [Task() for _ in range(tasks._CHUNK * 3)]
+    references.update(map(weakref.ref, early))
+    assert tasks._count_pending(references) == len(early)
+
+
 def test_loops_are_found_by_the_frames_that_run_them():
     with loop_in_a_thread() as loop:
         in_loop(loop, asyncio.sleep(0))

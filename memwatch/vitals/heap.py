@@ -149,8 +149,6 @@ def _malloc_functions() -> tuple[Any, Any] | None:
         import ctypes
 
         library = ctypes.CDLL(None)
-        if not _is_glibc(library, ctypes.cast(library.malloc, ctypes.c_void_p)):
-            return None
         read, trim = library.mallinfo2, library.malloc_trim
     except (ImportError, AttributeError, OSError, TypeError):
         return None
@@ -160,12 +158,15 @@ def _malloc_functions() -> tuple[Any, Any] | None:
 
     read.argtypes, read.restype = [], Mallinfo2
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    return read, trim
+    return (read, trim) if _is_in_libc(library) or _moves_the_books(library, read) else None
 
 
-def _is_glibc(library: ctypes.CDLL, function: ctypes.c_void_p) -> bool:
-    """Whether *function* lives in the C library: a preloaded jemalloc or tcmalloc leaves glibc's own malloc idle, and its numbers
-    meaningless."""
+def _is_in_libc(library: ctypes.CDLL) -> bool:
+    """Whether the function that `malloc` resolves to lives in the C library.
+
+    If not, a preloaded jemalloc or tcmalloc may leave glibc's malloc idle and its numbers meaningless; or this is an executable
+    at a fixed address (Debian's python3), where the name resolves to the executable's own jump table.
+    """
     import ctypes
 
     class Found(ctypes.Structure):
@@ -178,8 +179,27 @@ def _is_glibc(library: ctypes.CDLL, function: ctypes.c_void_p) -> bool:
 
     found = Found()
     library.dladdr.argtypes, library.dladdr.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
-    library.gnu_get_libc_version  # noqa: B018 - raises AttributeError on musl and macOS
-    return bool(library.dladdr(function, ctypes.byref(found))) and os.path.basename(found.file or b"").startswith(b"libc")
+    known = library.dladdr(ctypes.cast(library.malloc, ctypes.c_void_p), ctypes.byref(found))
+    return bool(known) and os.path.basename(found.file or b"").startswith(b"libc.so")
+
+
+def _moves_the_books(library: ctypes.CDLL, read: Callable[[], Any]) -> bool:
+    """Whether a block asked of `malloc` shows in what `mallinfo2` says.
+
+    The block is never touched, so it costs addresses and no memory.  It is larger than glibc's threshold for a mapping of its own
+    can become (32 MiB), so that freeing it does not move that threshold.
+    """
+    import ctypes
+
+    size = 40 * 1024**2
+    library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    library.free.argtypes, library.free.restype = [ctypes.c_void_p], None
+    before = read()
+    block = library.malloc(size)
+    after = read()
+    library.free(block)
+    grown = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd
+    return bool(block) and bool(grown > size // 2)
 
 
 def malloc() -> Malloc | None:

@@ -210,17 +210,13 @@ def descriptors_by_kind(pid: int | None = None, *, proc_root: str = "/proc") -> 
 
 
 def _kind(target: str) -> str:
-    if target.startswith("socket:"):
-        return "socket"
-    if target.startswith("pipe:"):
-        return "pipe"
     if target.startswith("anon_inode:"):
         return target[len("anon_inode:") :].strip("[]") or "anonymous"
     if target.startswith("/dev/"):
         return "device"
     if target.endswith(" (deleted)"):
         return "deleted"
-    return "file" if target.startswith("/") else target.partition(":")[0]
+    return "file" if target.startswith("/") else target.partition(":")[0]  # socket:[4242], pipe:[4243]
 
 
 def count_sockets(process: str) -> int | None:
