@@ -40,6 +40,8 @@ FORKED_CHILD_DELAY_S = 1.0
 EXHAUSTION_ALERT_S = 3600.0
 """Alert when the memory limit is projected to be reached within this time, whatever the verdict calls the growth."""
 EVENTS_IN_MEMORY = 200
+END_WAIT_S = 1.0
+"""`stop()` and the end of the interpreter wait at most this long for a tick under way, and as long for its write."""
 FORK_WAIT_S = 0.2
 """The program's fork waits at most this long for a write under way (a slow disk)."""
 
@@ -431,8 +433,10 @@ class Watcher:
             self._generation += 1
         self._alarm.ring()
         forks.unwatch(self)
-        # Bounded: a disk that hangs must not keep the program from ending.
-        if self._record_lock.acquire(timeout=2.0):
+        # Both waits are bounded: a hook or a disk that hangs must not keep the program from ending.
+        if self._thread is not None:
+            self._thread.wait_gone(END_WAIT_S)
+        if self._record_lock.acquire(timeout=END_WAIT_S):
             try:
                 worthless = self._forked and self._tally.samples < 3
                 self._journal.close(self.clock.time(), how, worthless=worthless)

@@ -151,7 +151,7 @@ print(os.getpid(), child)
     parent, child = map(int, done.stdout.split())
     found = reports(tmp_path / "records")
     assert (found[child].process.fate, found[parent].process.fate) == ("killed", "exited")
-    assert found[child].statistics.samples >= 4
+    assert found[child].statistics.samples >= 3  # the fourth was being taken
 
 
 def test_a_child_begins_its_own_trend_and_does_not_inherit_the_parents_leak(tmp_path: Path, python: Any) -> None:
