@@ -141,7 +141,7 @@ def test_importing_and_starting_loads_the_standard_library_only(statement: str) 
 
 def test_importing_starts_nothing() -> None:
     program = (
-        "import threading, atexit, memwatch; before = atexit._ncallbacks(); import memwatch.watcher; "
+        "import threading, atexit, logging, memwatch; before = atexit._ncallbacks(); import memwatch.watcher; "
         "print(threading.active_count(), atexit._ncallbacks() - before)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
