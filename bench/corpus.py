@@ -7,6 +7,7 @@ may not).  Integers are delta and zig-zag coded and split into byte planes, whic
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,4 +82,4 @@ def _deltas(planes: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
     for number, plane in enumerate(planes):
         zigzag |= plane.astype(np.int64) << (8 * number)
     deltas = (zigzag >> 1) ^ -(zigzag & 1)
-    return [deltas[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [deltas[a:b] for a, b in itertools.pairwise(offsets)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from corpus import Trace
 
 MIB = 2.0**20
@@ -339,7 +338,7 @@ def trace(number: int, family: Callable[[Scene], Life], seed: int) -> Trace:
     is_leak = life.leak is not None
     onset = float(hours[int(np.argmax(leak > 0))] * 3600) if is_leak else -1.0
     limit = 0 if random.random() < 0.5 else int((rss.max() + 60) * random.uniform(1.05, 2.0) * MIB)
-    label = {"kind": family.__name__, "leak": int(is_leak), "dt": dt, "n": count, "onset_s": onset, "limit_bytes": limit, "oom": 0, "has_heap": int(has_heap)}
+    label = {"kind": family.__name__, "leak": int(is_leak), "dt": dt, "n": count, "onset_s": onset, "limit_bytes": limit, "oom": 0}
     return Trace(number, label, channels, np.maximum(leak, 0) * MIB, live * MIB)
 
 

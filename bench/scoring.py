@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
 from corpus import Trace
 
 MIB = 2.0**20
@@ -229,7 +228,8 @@ HEADER = (
 def line(name: str, s: Summary) -> str:
     return (
         f"{name:34s} {s.precision:5.2f} {s.recall:6.2f} {s.false_per_1000_days:7.1f} {s.leaked_mib:6.1f} {s.leaked_mib_p90:7.1f} "
-        f"{s.delay_min:6.0f}m {s.rate_error:5.2f} {s.coverage:5.2f} {s.eta:5.2f} {s.microseconds:5.0f} {s.slowest_ms:6.1f} {s.kib:4.0f}"
+        f"{s.delay_min:6.0f}m {s.rate_error:5.2f} {s.coverage:5.2f} {s.eta:5.2f} "
+        f"{s.microseconds:5.0f} {s.slowest_ms:6.1f} {s.kib:4.0f}"
     )
 
 

@@ -13,7 +13,8 @@ from memwatch.model import Kind, Severity, State, Verdict
 from memwatch.trend.clock import Clock
 from memwatch.trend.history import History
 from memwatch.trend.kinds import RESOURCE_KINDS, memory_kind
-from memwatch.trend.track import Setting, Track, growths
+from memwatch.trend.track import Track
+from memwatch.trend.windows import Setting, growths
 
 MEMORY = {"heap": "heap", "native": "native", "rss": "anonymous"}
 """Channel to series judged: RSS is judged without its file pages."""
@@ -27,7 +28,7 @@ WORK = ("requests", "jobs", "messages")
 """Cumulative counts of work done, added up; CPU seconds are the clock of work where none is given."""
 
 GROWTH_LIMIT = 10 * 2**20 / 60
-"""Bytes per second: 10 MiB/min, the threshold people use (notes on baselines in docs/explanation/detector.md)."""
+"""Bytes per second: 10 MiB/min, the threshold people use (what it finds alone: docs/explanation/detector.md)."""
 
 SHORT_OF_TIME_S = 3600.0
 """A leak that reaches the limit within an hour is critical: about the time to be woken and to deploy (guess)."""
@@ -52,12 +53,11 @@ class LeakDetector:
     Source: docs/explanation/detector.md.
     """
 
-    __slots__ = ("_clock", "_epoch", "_growth_limit", "_history", "_interval", "_limit", "_scale", "_setting", "_tracks", "_verdict")
+    __slots__ = ("_clock", "_epoch", "_growth_limit", "_history", "_limit", "_scale", "_setting", "_tracks", "_verdict")
 
     def __init__(self, interval_s: float = 10.0, limit: float | None = None, *, growth_limit: float = GROWTH_LIMIT) -> None:
         if not (isfinite(interval_s) and interval_s > 0.0):
             raise ValueError(f"interval_s is {interval_s!r}; it must be a positive number of seconds")
-        self._interval = interval_s
         self._limit = limit
         self._growth_limit = growth_limit
         shortest, longest = NOMINAL_INTERVALS_S
@@ -115,7 +115,7 @@ class LeakDetector:
         self._setting = Setting(self._clock.elapsed, self._scale, self._growth_limit, headroom, work)
         columns = self._history.levels[0].columns
         for track in self._tracks.values():
-            if track.series in columns:
+            if track.series.name in columns:
                 track.update(self._history, closed, self._setting)
         self._verdict = self._overall()
         return self._verdict
@@ -124,7 +124,7 @@ class LeakDetector:
         """The verdict on every channel that has been read."""
         columns = self._history.levels[0].columns
         return {
-            channel: self._verdict_of(track) for channel, track in self._tracks.items() if track.series in columns
+            channel: self._verdict_of(track) for channel, track in self._tracks.items() if track.series.name in columns
         }
 
     def _bucket(self, time_s: float, values: Mapping[str, float]) -> dict[str, float]:
@@ -151,19 +151,19 @@ class LeakDetector:
         self._history = History()
 
     def _verdict_of(self, track: Track) -> Verdict:
-        limit = None if track.countable else self._limit
+        limit = None if track.series.countable else self._limit
         verdict = track.verdict(self._history, self._setting, limit)
         if verdict.state != "leaking":
             return verdict
         severity: Severity = "warning"
-        if not track.countable and verdict.rate >= self._growth_limit:
+        if not track.series.countable and verdict.rate >= self._growth_limit:
             severity = "critical"
         if verdict.exhausted_in_s is not None and verdict.exhausted_in_s < SHORT_OF_TIME_S:
             severity = "critical"
         return _replace(verdict, kind=self._kind(track), severity=severity)
 
     def _kind(self, track: Track) -> Kind:
-        resource = RESOURCE_KINDS.get(track.channel)
+        resource = RESOURCE_KINDS.get(track.series.channel)
         if resource is not None:
             return resource
         alarm = track.alarm
@@ -175,7 +175,7 @@ class LeakDetector:
     def _overall(self) -> Verdict:
         """The verdict that stands for the process: a leaking resource, else the memory channel that carries the leak."""
         columns = self._history.levels[0].columns
-        tracks = [track for track in self._tracks.values() if track.series in columns]
+        tracks = [track for track in self._tracks.values() if track.series.name in columns]
         if not tracks:
             return Verdict("rss", "warming-up", reason="nothing has been read yet")
         leaking = [track for track in tracks if track.state == "leaking"]
@@ -186,7 +186,7 @@ class LeakDetector:
         if leaking:
             return self._verdict_of(leaking[0])
         order: tuple[State, ...] = ("growing", "recovering", "stable", "warming-up")
-        track = min(tracks, key=lambda track: (order.index(track.state), track.countable, track.channel != "rss"))
+        track = min(tracks, key=lambda track: (order.index(track.state), track.series.countable, track.series.channel != "rss"))
         return self._verdict_of(track)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from math import isnan, nan
+from math import nan
 
 BUCKETS = 64
 """Buckets a level keeps: eight blocks of eight, the smallest block that has a quartile worth the name (guess)."""
 
 LEVELS = 14
-"""64 x 2^13 samples are 60 days at 10 s: beyond any deploy cycle (notes on time scales in docs/explanation/detector.md)."""
+"""64 x 2^13 samples are 60 days at 10 s: beyond any deploy cycle."""
 
 CLOCKS = ("elapsed", "stamp", "cpu", "work")
 """Averaged over a bucket, not minimised: seconds since the first sample, Unix time, CPU seconds, work done."""
@@ -24,12 +24,14 @@ CLOCKS = ("elapsed", "stamp", "cpu", "work")
 class Level:
     """The last `BUCKETS` buckets of one width: one array for each series, all of the same length, oldest first."""
 
-    __slots__ = ("closed", "columns", "pending")
+    __slots__ = ("closed", "columns", "gaps", "pending")
 
     def __init__(self) -> None:
         self.closed = 0
         """Buckets closed since the start, those forgotten included."""
         self.columns: dict[str, array[float]] = {}
+        self.gaps: dict[str, int] = {}
+        """Number of the last bucket without a reading, by series."""
         self.pending: dict[str, float] | None = None
         """The first half of the next level's bucket."""
 
@@ -40,6 +42,8 @@ class Level:
             column = columns.get(name)
             if column is None:
                 column = columns[name] = array("d", [nan]) * min(self.closed, BUCKETS)
+                if self.closed:
+                    self.gaps[name] = self.closed
             column.append(value)
             if full:
                 del column[0]
@@ -48,16 +52,16 @@ class Level:
             for name, column in columns.items():
                 if name not in bucket:
                     column.append(nan)
+                    self.gaps[name] = self.closed
                     if full:
                         del column[0]
 
     def __len__(self) -> int:
         return min(self.closed, BUCKETS)
 
-    def readings(self, name: str) -> int:
-        """How many of the buckets kept hold a reading of *name*."""
-        column = self.columns.get(name)
-        return 0 if column is None else sum(value == value for value in column)
+    def sparse(self, name: str) -> bool:
+        """Whether a bucket that is kept may lack a reading of *name*."""
+        return name in self.gaps and self.closed <= self.gaps[name] + BUCKETS
 
 
 def merge(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
@@ -109,13 +113,3 @@ class History:
         """Buckets of the finest level seen since the start."""
         return self.levels[0].closed
 
-
-def column(level: Level, name: str, count: int) -> tuple[list[int], list[float]]:
-    """The readings of *name* among the last *count* buckets of *level*: their positions in the level and their values."""
-    values = level.columns.get(name)
-    if values is None:
-        return [], []
-    first = max(0, len(values) - count)
-    window = values[first:]
-    kept = [(first + position, value) for position, value in enumerate(window) if not isnan(value)]
-    return [position for position, _ in kept], [value for _, value in kept]

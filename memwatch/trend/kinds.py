@@ -45,9 +45,9 @@ class Growths(NamedTuple):
 def python_bytes(growths: Growths) -> float | None:
     """Bytes of the growth that are Python's: small blocks, and large ones that live in malloc.  None if unknown."""
     large = 0.0
-    if growths.native is not None and growths.native > 0 and growths.large_blocks is not None and growths.large_blocks > 0:
-        if growths.native / growths.large_blocks < LARGE_BLOCK:
-            large = growths.native
+    native, blocks = growths.native or 0.0, growths.large_blocks or 0.0
+    if native > 0.0 and blocks > 0.0 and native / blocks < LARGE_BLOCK:
+        large = native
     if growths.heap is None:
         return large or None
     return max(growths.heap, 0.0) + large

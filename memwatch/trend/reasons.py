@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwatch.model import CHANNEL_BY_NAME, State
+from memwatch.model import CHANNEL_BY_NAME
 from memwatch.trend.judge import Ruling, Why
 from memwatch.units import format_count, format_count_rate, format_duration, format_rate, format_size
 
@@ -34,7 +34,13 @@ def _plural(channel: str) -> bool:
 
 
 def too_few(samples: int, needed: int) -> str:
+    """There is nothing to judge yet."""
     return f"too few samples yet: {samples} of {needed}"
+
+
+def too_rare(channel: str) -> str:
+    """There are samples, but the channel was read in too few of them."""
+    return f"{title(channel)} {'were' if _plural(channel) else 'was'} not read often enough yet"
 
 
 def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
@@ -44,9 +50,10 @@ def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
     match ruling.why:
         case Why.SMALL:
             is_ = "are" if _plural(channel) else "is"
-            if ruling.growth <= 0.0:
-                return f"{name} {is_} flat: {amount(channel, ruling.growth, sign=True)} in {took}"
-            return f"{name} {is_} nearly flat: {amount(channel, ruling.growth, sign=True)} in {took}, less than the {amount(channel, ruling.material)} that matter"
+            change = f"{amount(channel, ruling.growth, sign=True)} in {took}"
+            if ruling.growth <= 0.05 * ruling.material:
+                return f"{name} {is_} flat: {change}"
+            return f"{name}: {change}, less than the {amount(channel, ruling.material)} that would matter"
         case Why.SATURATING:
             return f"{name} grew {grew} in {took} but flattened: a warm-up or a cache that has filled, not a leak"
         case Why.STEP:
@@ -60,20 +67,23 @@ def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
         case Why.RETURNING:
             return f"{name} grew {grew} in {took}, but only back to where it has been before"
         case Why.ALLOCATOR:
-            return f"resident memory grew {grew} in {took}, but it is memory the allocators keep: what is live stayed flat (fragmentation, not a leak)"
+            return f"{name} grew {grew} in {took}: memory the allocators keep: live heap is flat (fragmentation, no leak)"
         case Why.BOUNDED:
             return f"{name} grew {grew} in {took}, which is bounded: {bounded}"
-        case Why.LEAK | Why.DAILY:
+        case Why.LEAK | Why.DAILY | Why.SHORT:
             return f"{name} grew {grew} in {took}"
 
 
 def growing(channel: str, ruling: Ruling) -> str:
     """Why growth is watched but not yet called a leak."""
     name, verb = title(channel), "have" if _plural(channel) else "has"
-    text = f"{name} {verb} grown {amount(channel, ruling.growth)} in {format_duration(ruling.duration)} ({pace(channel, ruling.rate)})"
+    grown = f"{amount(channel, ruling.growth)} in {format_duration(ruling.duration)}"
+    text = f"{name} {verb} grown {grown} ({pace(channel, ruling.rate)})"
     match ruling.why:
         case Why.SMALL:
             return f"{text}, not yet the {amount(channel, ruling.material)} that would make it a leak"
+        case Why.SHORT:
+            return f"{text}, for too short a time yet"
         case Why.SATURATING:
             return f"{text}, but slower of late: it may be a warm-up"
         case Why.STEP:
@@ -88,12 +98,12 @@ def growing(channel: str, ruling: Ruling) -> str:
             return f"{text}; one more look decides"
 
 
-def leaking(
-    channel: str, grown: float, duration: float, rate: float, low: float | None, high: float | None, exhausted_in_s: float | None
-) -> str:
+def leaking(channel: str, ruling: Ruling, low: float | None, high: float | None, exhausted_in_s: float | None) -> str:
     """Why it is a leak."""
     name, verb = title(channel), "have" if _plural(channel) else "has"
-    text = f"{name} {verb} grown steadily by {amount(channel, grown)} in {format_duration(duration)}, {pace(channel, rate)}"
+    how = "from day to day" if ruling.why is Why.DAILY else "steadily"
+    grown = f"{amount(channel, ruling.growth)} in {format_duration(ruling.duration)}"
+    text = f"{name} {verb} grown {how} by {grown}, {pace(channel, ruling.rate)}"
     if low is not None and high is not None:
         text += f" (95 %: {pace(channel, low)} to {pace(channel, high)})"
     if exhausted_in_s is not None:
@@ -107,8 +117,3 @@ def recovering(channel: str, grown: float, *, given_back: bool, since_s: float) 
     if given_back:
         return f"{name} gave back most of the {amount(channel, grown)} that had leaked {format_duration(since_s)} ago"
     return f"{name} stopped growing {format_duration(since_s)} ago, after {amount(channel, grown)}"
-
-
-def quiet(state: State, names: list[str]) -> str:
-    """Nothing to report on any channel."""
-    return f"{', '.join(names)}: no growth that matters" if names else f"nothing was read yet ({state})"

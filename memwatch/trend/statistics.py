@@ -6,6 +6,7 @@ differences from the window's own beginning, because a textbook slope on epoch s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import inf, sqrt
 from typing import NamedTuple
@@ -98,10 +99,10 @@ def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequen
     """
     count = len(values)
     cuts = [count * block // BLOCKS for block in range(BLOCKS + 1)]
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(itertools.pairwise(cuts))
     levels = [lower_quartile(values[a:b]) for a, b in pieces]
     moments = [sum(times[a:b]) / (b - a) for a, b in pieces]
-    increments = [after - before for before, after in zip(levels, levels[1:], strict=False)]
+    increments = [after - before for before, after in itertools.pairwise(levels)]
     growth = levels[-1] - levels[0]
     upward = sum(step for step in increments if step > 0.0)
     mean = growth / (BLOCKS - 1)
