@@ -34,8 +34,23 @@ def test_we_know_ourselves():
     assert me.command == tuple(sys.orig_argv) or len(me.command) >= len(sys.orig_argv)
     assert me.python == ".".join(map(str, sys.version_info[:3]))
     assert me.boot and me.name
-    assert 0 < time.time() - me.started_s < 3600
     assert identity(os.getpid())[:5] == me[:5]
+
+
+def test_the_start_of_a_process_is_told_in_unix_time():
+    before = time.time()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    after = time.time()
+    started_s = identity(child.pid).started_s
+    child.stdin.close()
+    child.wait()
+    assert before - 0.05 < started_s < after + 0.05  # the kernel counts in hundredths
+
+
+def test_the_start_of_an_old_process_agrees_with_psutils():
+    psutil = pytest.importorskip("psutil")
+    oldest = min(psutil.Process().parents(), key=lambda process: process.create_time())
+    assert identity(oldest.pid).started_s == pytest.approx(oldest.create_time(), abs=2)  # psutil counts from whole seconds
 
 
 def test_a_process_is_running_until_it_has_ended(child):
@@ -63,7 +78,8 @@ def test_what_was_not_known_does_not_count(child):
     assert is_running(child.pid, None, None)
 
 
-def test_a_pid_that_is_not_there_is_gone(child):
+def test_a_pid_that_is_not_there_is_gone(child, monkeypatch):
+    monkeypatch.setattr("memwatch.vitals.portable._psutil", lambda: None)
     child.stdin.close()
     child.wait()
     with pytest.raises(ProcessGone, match=f"process {child.pid} is not there") as caught:

@@ -106,6 +106,17 @@ def test_children_are_read_from_the_list_of_each_thread_where_the_kernel_has_it(
     assert sorted(process.children_of(7, proc_root=str(tmp_path))) == [11, 12, 13]
 
 
+def test_where_the_kernel_has_no_such_list_children_are_found_by_their_parent(tmp_path):
+    for pid, state, parent in ((7, "S", 1), (8, "S", 7), (9, "S", 1), (10, "Z", 7), (11, "S", 8)):
+        folder = tmp_path / str(pid)
+        (folder / "task" / str(pid)).mkdir(parents=True)
+        (folder / "stat").write_text(f"{pid} (app) {state} {parent} {' '.join(['0'] * 48)}\n")
+    assert not process.lists_children(f"{tmp_path}/7")
+    assert sorted(process.children_of(7, proc_root=str(tmp_path))) == [8, 10]
+    (tmp_path / "7" / "task" / "7" / "children").write_text("8 ")
+    assert process.lists_children(f"{tmp_path}/7")
+
+
 def test_a_kept_descriptor_that_was_closed_behind_our_back_is_opened_anew():
     file = process.OpenFile("/proc/self/statm")
     file.read()

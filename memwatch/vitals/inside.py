@@ -25,7 +25,7 @@ _TRACKED_S_PER_BYTE = 2e-10  # measured 1.0e-10 to 1.4e-10
 _UNIQUE_S_PER_BYTE = 5e-11  # measured 0.9e-11 idle, 1.1e-10 on a loaded machine
 _SOCKETS_S_PER_DESCRIPTOR = 3e-6
 _TASKS_S_PER_TASK = 2e-7
-_CHILDREN_S_PER_PROCESS = 2e-5
+_CHILDREN_S_PER_FILE = 2e-5
 
 _RARE_S = 300.0
 _NEVER_ABOVE_S = 0.020  # of the GIL (tracked objects) or of the mmap lock (unique bytes) at a time; a guess at what goes unnoticed
@@ -75,6 +75,7 @@ class Vitals:
         self._pressure: process.OpenFile | None = None
         self._pressure_sought = False
         self._bound = False
+        self._lists_children: bool | None = None
         self.limit: limits.Limit | None = None
         """The effective limit, as last read."""
         # The order matters: memory first, because others predict their cost by it; fds before sockets for the same reason.
@@ -96,7 +97,7 @@ class Vitals:
         }
         paces = {
             "sockets": Pace(DUTY, size=lambda: self.latest.get("fds"), guess_s=_SOCKETS_S_PER_DESCRIPTOR),
-            "children": Pace(DUTY, size=self._processes, guess_s=_CHILDREN_S_PER_PROCESS),
+            "children": Pace(DUTY, size=self._children_files, guess_s=_CHILDREN_S_PER_FILE),
             "tasks": Pace(DUTY, size=tasks.registered, guess_s=_TASKS_S_PER_TASK),
             "malloc": Pace(DUTY),
             "pools": Pace(DUTY, size=self._anonymous, guess_s=_POOLS_S_PER_BYTE),
@@ -197,11 +198,16 @@ class Vitals:
         latest = self._timetable.latest
         return latest["rss"] - latest.get("file", 0.0) if "rss" in latest else None
 
-    def _processes(self) -> float:
-        """Processes that a search for children may have to look at; the kernel tells in the link count of /proc."""
+    def _children_files(self) -> float:
+        """Files that a search for children has to read: one for each thread, or where the kernel lacks those, for each process."""
         if not process.has_children():
             return 0.0
         try:
+            if self._lists_children is None:
+                self._lists_children = process.lists_children(self._own)
+            if self._lists_children:
+                return self._timetable.latest.get("threads", 1.0)
+            # The link count of /proc is the number of processes, and a little more.
             return float(os.stat(self._proc_root).st_nlink)
         except OSError:
             return 1.0

@@ -113,7 +113,7 @@ def host_bytes() -> int | None:
 def malloc() -> Malloc | None:
     """The C library's malloc, where psutil (7.2 and later) can ask it."""
     psutil = _psutil()
-    if psutil is None or not hasattr(psutil, "heap_info"):
+    if psutil is None:
         return None
     try:
         info = psutil.heap_info()

@@ -5,7 +5,7 @@ guessed at.
 """
 
 # A pathlib call costs several times what it wraps, and readings come at every tick.
-# ruff: noqa: PTH112, PTH115, PTH116, PTH208
+# ruff: noqa: PTH110, PTH112, PTH115, PTH116, PTH119, PTH208
 
 from __future__ import annotations
 
@@ -262,6 +262,11 @@ def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...]
         except OSError:
             continue
     return tuple(listed)
+
+
+def lists_children(folder: str) -> bool:
+    """Whether the kernel lists the children of each thread; *folder* is a process under /proc."""
+    return os.path.exists(f"{folder}/task/{os.path.basename(os.path.realpath(folder))}/children")
 
 
 def _children_by_parent(folder: str, proc_root: str) -> tuple[int, ...]:
