@@ -28,7 +28,8 @@ _TASKS_S_PER_TASK = 2e-7
 _CHILDREN_S_PER_FILE = 2e-5
 
 _RARE_S = 300.0
-_NEVER_ABOVE_S = 0.020  # of the GIL (tracked objects) or of the mmap lock (unique bytes) at a time; a guess at what goes unnoticed
+_TRACKED_NEVER_ABOVE_S = 0.005  # of the GIL: the interpreter's switch interval, which any busy thread may hold it for
+_UNIQUE_NEVER_ABOVE_S = 0.020  # of the lock on the memory map: other threads' mmap and munmap wait; a guess at what goes unnoticed
 
 
 _Parsed = TypeVar("_Parsed")
@@ -101,8 +102,8 @@ class Vitals:
             "tasks": Pace(DUTY, size=tasks.registered, guess_s=_TASKS_S_PER_TASK),
             "malloc": Pace(DUTY),
             "pools": Pace(DUTY, size=self._anonymous, guess_s=_POOLS_S_PER_BYTE),
-            "gc_objects": Pace(DUTY, _RARE_S, _NEVER_ABOVE_S, self._anonymous, _TRACKED_S_PER_BYTE),
-            "uss": Pace(DUTY, _RARE_S, _NEVER_ABOVE_S, lambda: self.latest.get("rss"), _UNIQUE_S_PER_BYTE),
+            "gc_objects": Pace(DUTY, _RARE_S, _TRACKED_NEVER_ABOVE_S, self._anonymous, _TRACKED_S_PER_BYTE),
+            "uss": Pace(DUTY, _RARE_S, _UNIQUE_NEVER_ABOVE_S, lambda: self.latest.get("rss"), _UNIQUE_S_PER_BYTE),
             "limit": Pace(rest_s=_RARE_S),
         }
         for name, source in (extra or {}).items():
@@ -137,8 +138,8 @@ class Vitals:
 
         Args:
             on_error: called once with the name and the exception of a source that raised; the source is disabled.
-            complete: also what is not due yet, for a reading that somebody asked for.  What would hold the GIL or the memory map
-                for more than 20 ms (`gc_objects`, `uss`) is left out even so.
+            complete: also what is not due yet, for a reading that somebody asked for.  Left out even so: `gc_objects` if it would
+                hold the GIL for more than 5 ms, `uss` if it would lock the memory map for more than 20 ms.
 
         Returns:
             The channels read now; never raises for a source that fails.
