@@ -7,9 +7,11 @@ And one that was started before the patch fails at its end.  So: the primitives 
 from __future__ import annotations
 
 import _thread
+import contextlib
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,25 @@ def new_rlock() -> Any:
     return _original("RLock")()
 
 
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started meanwhile takes no signals.
+
+    A signal that our thread took would set Python's flag but interrupt no system call of the main thread: a program that waits in
+    one would handle it only when that returns.  Without us there is no other thread, so that this never happens to it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Not those that report a fault of the thread itself.
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Thread:
     """A real thread that does not keep the interpreter alive.  It runs from the start.
 
@@ -57,7 +78,8 @@ class Thread:
         self._running = new_lock()
         self._running.acquire()
         self._native_id: int | None = None
-        self.ident = int(_original("start_new_thread")(self._run, ()))
+        with _signals_blocked():
+            self.ident = int(_original("start_new_thread")(self._run, ()))
 
     def _run(self) -> None:
         try:
