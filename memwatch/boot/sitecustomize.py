@@ -13,12 +13,13 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_HERE)
 _NOTES = "MEMWATCH_RUN_NOTES"
+_OURSELVES = sys.modules[__name__]  # Python 2 empties a module that nobody refers to, while its functions still run
 
 
 def _run_the_next_sitecustomize():
     """Do what Python would have done had we not been first: import `sitecustomize`, and let its errors be Python's to tell."""
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
-    ours = sys.modules.pop("sitecustomize", None)
+    sys.modules.pop("sitecustomize", None)
     try:
         __import__("sitecustomize")
     except ImportError as error:
@@ -26,8 +27,7 @@ def _run_the_next_sitecustomize():
         if getattr(error, "name", None) != "sitecustomize" and str(error) != "No module named sitecustomize":
             raise
     finally:
-        if ours is not None:
-            sys.modules.setdefault("sitecustomize", ours)
+        sys.modules.setdefault("sitecustomize", _OURSELVES)
 
 
 def _start():

@@ -33,6 +33,8 @@ VISITORS_PER_S = 40
 """With about 20 KiB each: some 45 MiB/min, a leak that nobody could miss in production but only slowly sees by eye."""
 MEMORY_LIMIT = "256MiB"
 GIVE_UP_S = 60.0
+SETTLE_S = 6.0
+"""The Python heap is read less often than resident memory, so that its trend is known a few seconds later."""
 LINE_EVERY_S = 3.0
 CHANNELS = ("rss", "heap")
 BARS = "▁▂▃▄▅▆▇█"
@@ -61,16 +63,18 @@ def command(as_json: bool) -> int:
 
 
 def _watched(shop: _Shop, screen: _Screen) -> Report:
-    """Follow the record until it says `leaking`, or patience ends."""
-    began_s = time.monotonic()
+    """Follow the record until it says `leaking`, and a little longer for the Python heap to show it too; or patience ends."""
+    until_s = time.monotonic() + GIVE_UP_S
+    found = False
     while True:
         report = shop.report()
         if report is not None:
             screen.show(report, shop.visitors)
-            if report.verdict.state == "leaking":
+            if report.verdict.state == "leaking" and not found:
+                found, until_s = True, time.monotonic() + SETTLE_S
+            heap = report.statistics.channels.get("heap")
+            if time.monotonic() > until_s or (found and (heap is None or heap.state == "leaking")):
                 return report
-        if report is not None and time.monotonic() - began_s > GIVE_UP_S:
-            return report
         shop.check()
         time.sleep(INTERVAL_S)
 

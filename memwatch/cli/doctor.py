@@ -211,7 +211,7 @@ def known_causes(python: Python, environ: Mapping[str, str], processors: int) ->
         yield Line(
             "malloc",
             "info",
-            f"glibc may keep up to {8 * processors} arenas in a program with threads; if fragmentation is found, try MALLOC_ARENA_MAX=2",
+            f"glibc may keep up to {8 * processors} arenas in a threaded program; against fragmentation try MALLOC_ARENA_MAX=2",
         )
     if environ.get("PYTHONMALLOC", "pymalloc").startswith("malloc"):
         yield Line("PYTHONMALLOC", "warning", "pymalloc is off: the Python heap cannot be told from the native one")

@@ -10,7 +10,8 @@ import click
 from memwatch.cli import OK, options, records
 from memwatch.cli.screen import STATE_COLOURS, console, put_json, say
 from memwatch.model import Report
-from memwatch.report import shown
+from memwatch.report import headline, shown
+from memwatch.report.layout import wrapped
 from memwatch.report.words import as_of, memory_limit, of_limit, pace, status, what_grows, who
 from memwatch.units import format_duration
 
@@ -42,15 +43,16 @@ def _row_for_programs(item: records.Found) -> dict[str, Any]:
 
 
 def _print(found: list[records.Found]) -> None:
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("STATE", "PROCESS", "KIND"):
-        table.add_column(title, overflow="fold", no_wrap=title == "STATE")
+        table.add_column(title, no_wrap=True)
     for title in ("RATE", "RSS", "TIME LEFT"):
-        table.add_column(title, justify="right", overflow="fold")
-    table.add_column("WATCHED", overflow="fold")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("WATCHED", no_wrap=True)
     for item in found:
         report = item.report
         style = STATE_COLOURS[report.verdict.state]
@@ -58,7 +60,17 @@ def _print(found: list[records.Found]) -> None:
             Text(status(report.verdict), style="dim " + style if report.process.fate != "running" else "bold " + style),
             *(Text(cell) for cell in _cells(report)),
         )
-    console(sys.stdout).print(table)
+    screen = console(sys.stdout)
+    if Measurement.get(screen, screen.options.update(max_width=100_000), table).maximum <= screen.width:
+        screen.print(table)
+        return
+    # Too narrow for columns: a sentence each.
+    for item in found:
+        word = status(item.report.verdict)
+        first, *rest = wrapped(headline(item.report).removeprefix(word).lstrip(" "), screen.width, first=f"{word}  ", rest="  ")
+        screen.print(Text(word, style=STATE_COLOURS[item.report.verdict.state]), Text(first.removeprefix(word)), sep="")
+        for line in rest:
+            screen.print(Text(line))
 
 
 def _cells(report: Report) -> tuple[str, ...]:

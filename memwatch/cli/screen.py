@@ -12,6 +12,7 @@ import click
 
 from memwatch.model import State
 from memwatch.report import WIDTH, without_infinities
+from memwatch.report.layout import wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +36,11 @@ class NotThere(click.ClickException):
 
 
 def say(text: str) -> None:
-    """One line of chatter."""
-    click.echo(f"memwatch: {text}", err=True, color=True)
+    """One line of chatter; broken where the terminal ends, whole in a log."""
+    line = f"memwatch: {text}"
+    if sys.stderr.isatty():
+        line = "\n".join(wrapped(text, shutil.get_terminal_size().columns, first="memwatch: ", rest="  "))
+    click.echo(line, err=True)
 
 
 def put(text: str) -> None:

@@ -11,8 +11,8 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-PREFERENCES = 150
-"""Small objects per session: about 20 KiB of Python heap."""
+ITEMS = 50
+"""In the cart of each visitor: about 20 KiB of small Python objects."""
 
 
 class Session:
@@ -20,7 +20,7 @@ class Session:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.preferences = {f"preference {index} of visitor {number}": f"value {index}" for index in range(PREFERENCES)}
+        self.cart = [{"item": f"item {index} of visitor {number}", "price": number + index / 100} for index in range(ITEMS)]
 
 
 class SessionStore:

@@ -91,7 +91,8 @@ def _channels(report: Report, width: int) -> Iterator[str]:
     # Too narrow for columns: two lines a channel, with words in place of the header.
     for name, now, average, peak, rate, state, taken in rows:
         yield from wrapped("  ".join(filter(None, (padded(name, 18), now, state, rate))), width, first=INDENT, rest=INDENT * 2)
-        more = [part for part in (average and f"average {average}", peak and f"peak {peak}", taken) if part]
+        moved = {average, peak} - {now, ""}  # a channel that never moved has said everything
+        more = [part for part in (moved and f"average {average}", moved and f"peak {peak}", taken) if part]
         if more:
             yield from wrapped(", ".join(more), width, first=INDENT * 2)
 

@@ -245,6 +245,8 @@ def not_the_cause(report: Report) -> list[str]:
         summary = report.statistics.channels.get(channel)
         if kind == verdict.kind or channel == verdict.channel or summary is None:
             continue
+        if verdict.since is not None and summary.taken is not None and summary.taken <= verdict.since:
+            continue  # not read since the growth began: it proves nothing
         if summary.state == "stable":
             cleared.append(f"{KIND_TITLES[kind]} (stable)")
         elif summary.state != "leaking" and summary.rate is not None and is_bytes(channel) and is_bytes(verdict.channel):

@@ -1,0 +1,286 @@
+"""`memwatch report` and `memwatch ps`: reading records, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import report_cases as cases
+from click.testing import CliRunner
+
+from memwatch.cli import commands, main
+from memwatch.model import Report, Sample, Verdict
+from memwatch.record import RecordWriter, read_report
+from memwatch.report import render
+from memwatch.report.layout import cells
+from memwatch.vitals import identity
+
+MEMWATCH = [sys.executable, "-m", "memwatch"]
+
+
+def memwatch(*words: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    # The environment as Python knows it: readline, which pytest imports, sets COLUMNS behind its back.
+    known = dict(os.environ) if env is None else env
+    return subprocess.run(
+        [*MEMWATCH, *map(str, words)], env=known, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def record(directory: Path, report: Report, *, ended: str | None = "normal exit") -> Path:
+    """Write *report* as its process would have."""
+    process = replace(report.process, ended=None, fate="running", end=None)
+    writer = RecordWriter(directory, process)
+    values = {name: summary.current for name, summary in report.statistics.channels.items() if summary.current is not None}
+    for index in range(report.statistics.samples and 3):
+        writer.write(Sample(cases.NOW_S - 30 + 10 * index, 10.0 * index, values), report)
+    writer.write(None, report, report.events)
+    if report.evidence:
+        writer.write_evidence(cases.NOW_S, report.fingerprint, report.evidence)
+    if ended is not None:
+        writer.end(cases.NOW_S, ended)
+    writer.close()
+    return writer.path
+
+
+@pytest.fixture(autouse=True)
+def _a_pipe_of_no_particular_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def leak(directory: Path) -> Path:
+    return record(directory, cases.leak())
+
+
+# -- report --------------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_exactly_the_report_of_the_record(leak: Path) -> None:
+    shown = memwatch("report", leak, "--json")
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert json.loads(shown.stdout) == read_report(leak).to_dict()
+    assert json.loads(shown.stdout)["schema"] == 1
+
+
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_a_report_is_what_its_renderer_says(format: str, leak: Path) -> None:
+    assert memwatch("report", leak, "--format", format).stdout == render(read_report(leak), format)
+
+
+def test_the_newest_record_is_the_default(directory: Path, leak: Path) -> None:
+    newest = record(directory, cases.tasks())
+    os.utime(leak, (1, 1))
+    assert memwatch("report", "--directory", directory).stdout == memwatch("report", newest).stdout
+
+
+@pytest.mark.parametrize("target", ["4242", "api-worker"])
+def test_a_process_is_found_by_pid_and_by_name(target: str, directory: Path, leak: Path) -> None:
+    record(directory, cases.tasks())
+    assert memwatch("report", target, "--directory", directory).stdout == memwatch("report", leak).stdout
+
+
+def test_of_a_directory_the_worst_verdict_is_shown_and_the_others_are_counted(directory: Path, leak: Path) -> None:
+    for index, state in enumerate(("stable", "growing", "warming-up")):
+        report = cases.leak()
+        verdict = Verdict("rss", state, reason="because")  # type: ignore[arg-type]
+        record(directory, replace(report, process=replace(report.process, pid=index + 1), verdict=verdict))
+    shown = memwatch("report", directory, "--json")
+    assert json.loads(shown.stdout)["process"]["pid"] == 4242
+    assert shown.stderr == f"memwatch: the worst of 4 records in {directory}; 3 others: memwatch ps\n"
+
+
+def test_among_equal_verdicts_the_record_with_the_most_samples_is_shown(directory: Path) -> None:
+    for pid, samples in ((1, 50), (2, 70), (3, 60)):
+        report = cases.leak()
+        record(
+            directory,
+            replace(report, process=replace(report.process, pid=pid), statistics=replace(report.statistics, samples=samples)),
+        )
+    assert json.loads(memwatch("report", directory, "--json").stdout)["process"]["pid"] == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "fail_on", "status"),
+    [
+        ("leaking", "leaking", 1), ("leaking", "growing", 1), ("growing", "growing", 1), ("growing", "leaking", 0),
+        ("stable", "growing", 0), ("recovering", "growing", 0), ("leaking", None, 0),
+    ],
+)  # fmt: skip
+def test_the_exit_status_tells_a_finding_only_when_asked(state: str, fail_on: str | None, status: int, directory: Path) -> None:
+    path = record(directory, replace(cases.leak(), verdict=Verdict("heap", state, reason="because")))  # type: ignore[arg-type]
+    assert memwatch("report", path, *(["--fail-on", fail_on] if fail_on else [])).returncode == status
+
+
+@pytest.mark.parametrize("target", ["4711", "nobody", "/no/such/file.memwatch"])
+def test_no_such_record_is_exit_status_3_in_one_line(target: str, directory: Path, leak: Path) -> None:
+    missing = memwatch("report", target, "--directory", directory)
+    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (3, "", 1)
+    assert "there are records of api-worker" in missing.stderr
+
+
+def test_an_empty_directory_says_how_to_make_a_record(tmp_path: Path) -> None:
+    missing = memwatch("report", "--directory", tmp_path)
+    assert missing.returncode == 3 and "memwatch run -- CMD" in missing.stderr
+
+
+def test_a_file_that_is_no_record_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.memwatch"
+    path.write_text("dear diary " * 1000)
+    refused = memwatch("report", path)
+    assert (refused.returncode, refused.stdout) == (3, "") and "not a memwatch record" in refused.stderr
+    assert path.read_text() == "dear diary " * 1000 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_without_goodbye_is_killed_and_a_live_one_runs(directory: Path) -> None:
+    me = identity()
+    report = cases.leak()
+    mine = replace(report.process, pid=os.getpid(), start_ticks=me.start_ticks, boot=me.boot, host=socket.gethostname())
+    alive = record(directory, replace(report, process=mine), ended=None)
+    dead = record(directory, replace(report, process=replace(mine, pid=2**22 - 7, started=1.0)), ended=None)
+    assert json.loads(memwatch("report", alive, "--json").stdout)["process"]["fate"] == "running"
+    assert json.loads(memwatch("report", dead, "--json").stdout)["process"]["fate"] == "killed"
+
+
+def test_a_process_on_another_host_runs_as_long_as_its_record_is_written(directory: Path) -> None:
+    report = cases.leak()
+    now_s = time.time()
+    for name, age_s, fate in (("fresh", 5.0, "running"), ("stale", 500.0, "killed")):
+        writer = RecordWriter(directory, replace(report.process, name=name, host="elsewhere"))
+        writer.write(Sample(now_s - age_s, 0.0, {"rss": 1.0}), report)
+        writer.close()
+        assert json.loads(memwatch("report", writer.path, "--json").stdout)["process"]["fate"] == fate
+
+
+# -- how it is shown -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_gets_no_colour_unless_forced_and_no_color_wins(leak: Path) -> None:
+    plain = memwatch("report", leak).stdout
+    forced = memwatch("report", leak, env=os.environ | {"FORCE_COLOR": "1"}).stdout
+    assert "\x1b[" not in plain and "\x1b[31m\x1b[1mLEAK" in forced
+    assert re.sub(r"\x1b\[\d*m", "", forced) == plain
+    assert memwatch("report", leak, env=os.environ | {"FORCE_COLOR": "1", "NO_COLOR": "1"}).stdout == plain
+
+
+@pytest.mark.parametrize("columns", ["60", "120"])
+def test_columns_are_honoured(columns: str, leak: Path) -> None:
+    shown = memwatch("report", leak, env=os.environ | {"COLUMNS": columns}).stdout
+    assert shown == render(read_report(leak), width=int(columns))
+
+
+def test_a_reader_that_has_seen_enough_is_not_told_about_it(directory: Path) -> None:
+    noise = replace(cases.leak(), evidence=cases.leak().evidence * 400)
+    path = record(directory, noise)
+    words = " ".join([*MEMWATCH, "report", str(path), "--json"])
+    done = subprocess.run(["bash", "-c", f"{words} | head -c 10"], capture_output=True, text=True, check=True)
+    assert (len(done.stdout), done.stderr) == (10, "")
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_its_number(leak: Path) -> None:
+    shown = memwatch("report", leak, env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert shown.returncode == 0 and "\\u2192" in shown.stdout
+
+
+# -- ps ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(directory: Path) -> Iterator[Path]:
+    record(directory, cases.lookalike())
+    record(directory, cases.leak(), ended=None)
+    record(directory, cases.tasks())
+    record(directory, cases.hostile())
+    return directory
+
+
+def test_ps_has_one_line_a_record_the_worst_first(several: Path) -> None:
+    shown = memwatch("ps", "--directory", several)
+    lines = shown.stdout.splitlines()
+    assert shown.returncode == 0 and len(lines) == 5
+    assert [line.split("  ")[0] for line in lines[1:]] == ["LEAK", "LEAK", "GROWING", "NOT A LEAK"]
+    assert re.search(
+        r"LEAK +api-worker\[4242\] +Python heap +\+12.4 MiB/min +1.21 of 2.00 GiB +for 60 min, killed \(no good", shown.stdout
+    )
+    assert [char for char in shown.stdout if not char.isprintable() and char != "\n"] == []
+
+
+def test_ps_json_has_the_verdict_and_the_file_of_each(several: Path) -> None:
+    rows = json.loads(memwatch("ps", "--json", "--directory", several).stdout)
+    assert [row["verdict"]["state"] for row in rows] == ["leaking", "leaking", "growing", "stable"]
+    assert all(Path(row["record"]).is_file() for row in rows)
+    assert (rows[0]["rss"], rows[0]["memory_limit"]) == (1.21 * cases.GIB, 2 * cases.GIB)
+
+
+def test_ps_is_a_sentence_a_record_where_columns_do_not_fit(several: Path) -> None:
+    shown = memwatch("ps", "--directory", several, env=os.environ | {"COLUMNS": "60"}).stdout
+    assert max(map(cells, shown.splitlines())) <= 60
+    assert shown.startswith("LEAK  api-worker[4242]  Python heap  +12.4 MiB/min") and "; killed: no\n  goodbye" in shown
+
+
+def test_ps_without_records_says_so_and_is_fine(tmp_path: Path) -> None:
+    empty = memwatch("ps", "--directory", tmp_path)
+    assert (empty.returncode, empty.stdout) == (0, "") and "no records" in empty.stderr
+    assert memwatch("ps", "--json", "--directory", tmp_path).stdout == "[]\n"
+
+
+def test_ps_names_a_record_that_cannot_be_read_and_shows_the_others(several: Path) -> None:
+    (several / "broken.memwatch").write_text("not a database, but long enough to be taken for one " * 99)
+    shown = memwatch("ps", "--directory", several)
+    assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 5 and "broken.memwatch" in shown.stderr
+
+
+# -- usage ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["no-such-command"], ["report", "--format", "html"], ["report", "--json", "--format", "text"], ["report", "--fail-on", "x"],
+        ["run"], ["watch"], ["watch", "zero"], ["watch", "1", "--duration", "10"], ["ps", "--no-such-option"],
+    ],
+)  # fmt: skip
+def test_usage_errors_are_exit_status_2(words: list[str]) -> None:
+    assert CliRunner().invoke(commands, words).exit_code == 2
+
+
+def test_a_format_that_is_not_there_says_which_are() -> None:
+    assert "'html' is not one of text, json, markdown" in CliRunner().invoke(commands, ["report", "--format", "html"]).output
+
+
+@pytest.mark.parametrize("command", ["ps", "report", "doctor"])
+def test_a_malformed_setting_is_exit_status_2_and_named(command: str) -> None:
+    refused = memwatch(command, env=os.environ | {"MEMWATCH_INTERVAL": "10"})
+    assert refused.returncode == 2 and "MEMWATCH_INTERVAL: '10'" in refused.stderr + refused.stdout
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_setting_in_pyproject_is_read_and_a_wrong_one_named(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.memwatch]\ninterval = 10\n")
+    refused = memwatch("ps", cwd=tmp_path)
+    assert refused.returncode == 2 and "[tool.memwatch]" in refused.stderr
+
+
+def test_help_lists_the_commands_that_exist_and_no_others() -> None:
+    listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(commands, ["--help"]).output.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["run", "ps", "report", "watch", "doctor", "demo"]
+
+
+def test_main_leaves_with_the_status_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(tmp_path)])
+    assert left.value.code == 3
