@@ -262,7 +262,7 @@ def _resident_bytes() -> float | None:
     from memwatch.vitals import Vitals
 
     with Vitals() as vitals:
-        return vitals.sources["memory"]().get("rss")
+        return vitals.read_rss()
 
 
 def _note_block(details: dict[str, Any]) -> None:

@@ -557,7 +557,7 @@ class Watcher:
             if self._given_source is not None:
                 return self._given_source.read().get("rss")
             assert self._vitals is not None
-            return self._vitals.sources["memory"]().get("rss")
+            return self._vitals.read_rss()
         except Exception:
             return None  # only the figure of a relief step is lost
 
