@@ -62,6 +62,20 @@ def load(folder: Path = DEV) -> list[Trace]:
     return traces
 
 
+def decimate(trace: Trace, keep: int) -> Trace:
+    """The same life sampled *keep* times more rarely."""
+    label = trace.label | {"dt": trace.label["dt"] * keep, "n": trace.label["n"] // keep}
+    channels = {name: column[::keep] for name, column in trace.channels.items()}
+    return Trace(trace.id, label, channels, trace.leak[::keep], trace.live[::keep])
+
+
+def compress(trace: Trace, times: float) -> Trace:
+    """The same life lived *times* faster: hours become minutes, bytes stay."""
+    label = trace.label | {"dt": trace.label["dt"] / times, "onset_s": trace.label["onset_s"] / times if trace.leaks else -1.0}
+    channels = trace.channels | {name: trace.channels[name] / times for name in ("t", "cpu")}
+    return Trace(trace.id, label, channels, trace.leak, trace.live)
+
+
 def _number(text: str) -> Any:
     try:
         return float(text) if "." in text or "e" in text else int(text)

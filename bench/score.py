@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0, help="with --every: which of them (cross-validation)")
     parser.add_argument("--families", type=int, default=0, metavar="SEEDS")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--decimate", type=int, default=1, metavar="N", help="take every Nth sample only")
+    parser.add_argument("--compress", type=float, default=1.0, metavar="K", help="let time pass K times faster")
     parser.add_argument("--channels", help="comma-separated; what a detector may see (default: all)")
     parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
@@ -64,6 +66,10 @@ def main() -> None:
     else:
         _traces[:] = corpus.load(options.corpus)
     _traces[:] = _traces[options.offset :: options.every]
+    if options.decimate > 1:
+        _traces[:] = [corpus.decimate(trace, options.decimate) for trace in _traces]
+    if options.compress != 1.0:
+        _traces[:] = [corpus.compress(trace, options.compress) for trace in _traces]
     print(f"{len(_traces)} traces, {sum(trace.leaks for trace in _traces)} with a leak")
     print(scoring.HEADER, flush=True)
     for name in options.detector or DETECTORS:

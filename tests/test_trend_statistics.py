@@ -34,7 +34,7 @@ def test_a_straight_line_is_straight_steady_and_without_steps():
     shape = measure([float(i) for i in range(64)], None, [10.0 * i for i in range(64)])
     assert shape.straight_time == pytest.approx(1.0)
     assert shape.rate == pytest.approx(10.0)
-    assert shape.rising == 7
+    assert (shape.active, shape.falling) == (7, 0)
     assert shape.largest_step == pytest.approx(1 / 7)
     assert shape.drawdown == 0.0
     assert isnan(shape.straight_work)
@@ -51,6 +51,13 @@ def test_growth_straight_in_work_is_seen_as_such():
     shape = measure([float(i) for i in range(64)], work, [2 * done for done in work])
     assert shape.straight_work == pytest.approx(1.0, abs=0.05)
     assert shape.straight_time > 1.3
+
+
+def test_what_lay_flat_before_the_growth_is_not_part_of_it():
+    shape = measure([float(i) for i in range(64)], None, [100.0] * 24 + [100.0 + 5 * i for i in range(40)])
+    assert shape.active == 4
+    assert shape.rate == pytest.approx(5.0, rel=0.05)
+    assert shape.straight_time == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_step_is_one_large_increment():

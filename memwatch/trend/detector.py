@@ -11,10 +11,10 @@ from math import isfinite
 
 from memwatch.model import Kind, Severity, State, Verdict
 from memwatch.trend.clock import Clock
-from memwatch.trend.history import History
-from memwatch.trend.kinds import RESOURCE_KINDS, memory_kind
+from memwatch.trend.history import BUCKETS, History
+from memwatch.trend.kinds import CARRIES, RESOURCE_KINDS, memory_kind
 from memwatch.trend.track import Track
-from memwatch.trend.windows import Setting, growths
+from memwatch.trend.windows import MIN_SAMPLES, Setting, growths
 
 MEMORY = {"heap": "heap", "native": "native", "rss": "anonymous"}
 """Channel to series judged: RSS is judged without its file pages."""
@@ -32,6 +32,9 @@ GROWTH_LIMIT = 10 * 2**20 / 60
 
 SHORT_OF_TIME_S = 3600.0
 """A leak that reaches the limit within an hour is critical: about the time to be woken and to deploy (guess)."""
+
+RETOLD = 2
+"""While nothing changes, the verdict's figures are told anew when this level closes a bucket: every fourth sample."""
 
 SANE = 2.0**62
 """No reading is larger than this; one that is was misread."""
@@ -114,18 +117,18 @@ class LeakDetector:
         headroom = self._setting.headroom if rss is None else None if self._limit is None else self._limit - rss
         self._setting = Setting(self._clock.elapsed, self._scale, self._growth_limit, headroom, work)
         columns = self._history.levels[0].columns
+        changed = False
         for track in self._tracks.values():
-            if track.series.name in columns:
-                track.update(self._history, closed, self._setting)
-        self._verdict = self._overall()
+            if track.series.name in columns and track.update(self._history, closed, self._setting):
+                changed = True
+        if changed or closed > RETOLD or self._history.samples < MIN_SAMPLES or self._limit != self._verdict.limit:
+            self._verdict = self._overall()
         return self._verdict
 
     def verdicts(self) -> Mapping[str, Verdict]:
         """The verdict on every channel that has been read."""
         columns = self._history.levels[0].columns
-        return {
-            channel: self._verdict_of(track) for channel, track in self._tracks.items() if track.series.name in columns
-        }
+        return {channel: self._verdict_of(track) for channel, track in self._tracks.items() if track.series.name in columns}
 
     def _bucket(self, time_s: float, values: Mapping[str, float]) -> dict[str, float]:
         bucket = {"elapsed": self._clock.elapsed, "stamp": time_s}
@@ -160,17 +163,20 @@ class LeakDetector:
             severity = "critical"
         if verdict.exhausted_in_s is not None and verdict.exhausted_in_s < SHORT_OF_TIME_S:
             severity = "critical"
-        return _replace(verdict, kind=self._kind(track), severity=severity)
+        return replace(verdict, kind=self._kind(track), severity=severity)
 
     def _kind(self, track: Track) -> Kind:
         resource = RESOURCE_KINDS.get(track.series.channel)
         if resource is not None:
             return resource
+        for channel, kind in RESOURCE_KINDS.items():
+            if self._tracks[channel].suspected:
+                return kind
         alarm = track.alarm
         if alarm is None:
             return "none"
         level = self._history.levels[alarm.level]
-        return memory_kind(growths(level, 0))
+        return memory_kind(growths(level, len(level) // 8 if level.closed <= BUCKETS else 0))
 
     def _overall(self) -> Verdict:
         """The verdict that stands for the process: a leaking resource, else the memory channel that carries the leak."""
@@ -184,10 +190,19 @@ class LeakDetector:
             if track in leaking:
                 return self._verdict_of(track)
         if leaking:
-            return self._verdict_of(leaking[0])
+            return self._verdict_of(_carrier(leaking))
         order: tuple[State, ...] = ("growing", "recovering", "stable", "warming-up")
         track = min(tracks, key=lambda track: (order.index(track.state), track.series.countable, track.series.channel != "rss"))
         return self._verdict_of(track)
+
+
+def _carrier(leaking: list[Track]) -> Track:
+    """Which of the memory channels that leak tells the story: the first that carries the growth of RSS, else RSS itself."""
+    rates = {track.series.channel: ruling.rate for track in leaking if (ruling := track.worst_ruling()) is not None}
+    for track in leaking:
+        if rates.get(track.series.channel, 0.0) >= CARRIES * rates.get("rss", 0.0):
+            return track
+    return leaking[-1]
 
 
 def _reading(values: Mapping[str, float], name: str) -> float | None:
@@ -196,12 +211,3 @@ def _reading(values: Mapping[str, float], name: str) -> float | None:
     if value is None:
         return None
     return value if 0.0 <= value < SANE else None
-
-
-def _replace(verdict: Verdict, *, kind: Kind, severity: Severity) -> Verdict:
-
-
-    return replace(verdict, kind=kind, severity=severity)
-
-
-

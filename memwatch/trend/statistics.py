@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from math import inf, sqrt
+from math import inf, nan, sqrt
 from typing import NamedTuple
 
 BLOCKS = 8
 """A window is cut into this many blocks: seven increments give a sign test (6 of 7: p = 0.06) and a t-test with 6 degrees of
 freedom, and leave eight buckets a block in a full window (leak-detection literature uses 5 to 10; the choice is a guess)."""
+
+LEAST_ACTIVE = 4
+"""Growth that fills the window's last four increments can be judged; with fewer, a shorter window can do it better."""
+
+LEAST_TRIMMED = 32
+"""Readings a window must have for a flat beginning to be told from two that happen to be equal (four a block; guess)."""
+
+FLAT_PART = 0.06
+"""Blocks that differ by less than this part of the whole growth are before the growth (guess)."""
 
 T_95 = 2.447
 """Student's t, 95 % two-sided, for the 6 degrees of freedom of a line through `BLOCKS` points."""
@@ -23,7 +32,7 @@ class Shape(NamedTuple):
     """A window of one series, seen as `BLOCKS` lower quartiles."""
 
     start: float
-    """Centre of the first block, seconds since the first sample."""
+    """Centre of the first block that grows, seconds since the first sample."""
     end: float
     first: float
     """Level of the first block."""
@@ -35,8 +44,10 @@ class Shape(NamedTuple):
     """Standard error of `rate`."""
     steadiness: float
     """Mean of the increments over the standard error of that mean (Student's t against no growth)."""
-    rising: int
-    """How many of the increments are upwards."""
+    active: int
+    """How many increments the growth spans: 7, or fewer where the window begins before the growth."""
+    falling: int
+    """How many of them are not upwards."""
     largest_step: float
     """The largest increment's part of all upward movement."""
     drawdown: float
@@ -81,11 +92,30 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
 
 
 def straightness(clock: Sequence[float], levels: Sequence[float]) -> float:
-    """Growth over the last half of *clock*, over a straight line's; inf where the clock stood still in one half."""
-    begin, middle, end = (clock[0] + clock[1]) / 2, (clock[3] + clock[4]) / 2, (clock[6] + clock[7]) / 2
-    low, centre, high = (levels[0] + levels[1]) / 2, (levels[3] + levels[4]) / 2, (levels[6] + levels[7]) / 2
-    expected = (high - low) * (end - middle) / (end - begin) if end > begin else 0.0
-    return (high - centre) / expected if expected > 0.0 else inf
+    """Growth over the last half of *clock*, over a straight line's; inf where the clock stood still."""
+    begin, end = (clock[0] + clock[1]) / 2, (clock[-1] + clock[-2]) / 2
+    low, high = (levels[0] + levels[1]) / 2, (levels[-1] + levels[-2]) / 2
+    if end <= begin or high <= low:
+        return inf
+    middle = (begin + end) / 2
+    after = next(i for i in range(1, len(clock)) if clock[i] >= middle)
+    span = clock[after] - clock[after - 1]
+    part = (middle - clock[after - 1]) / span if span > 0.0 else 1.0
+    centre = levels[after - 1] + part * (levels[after] - levels[after - 1])
+    return (high - centre) / ((high - low) / 2)
+
+
+def onset(levels: Sequence[float]) -> int:
+    """The block in which growth begins: the last of the first half before which, and in which, the level is still flat."""
+    flat = FLAT_PART * (levels[-1] - levels[0])
+    low = high = levels[0]
+    begin = 0
+    for block in range(1, BLOCKS - LEAST_ACTIVE):
+        low, high = min(low, levels[block]), max(high, levels[block])
+        if high - low > flat:
+            break
+        begin = block
+    return begin
 
 
 def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequence[float]) -> Shape:
@@ -102,11 +132,22 @@ def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequen
     pieces = list(itertools.pairwise(cuts))
     levels = [lower_quartile(values[a:b]) for a, b in pieces]
     moments = [sum(times[a:b]) / (b - a) for a, b in pieces]
+    done = None if work is None else [sum(work[a:b]) / (b - a) for a, b in pieces]
+    load_rise = nan
+    if done is not None:
+        early = (done[2] - done[0]) / (moments[2] - moments[0])
+        late = (done[7] - done[5]) / (moments[7] - moments[5])
+        load_rise = late / early if early > 0.0 else nan
+    begin = onset(levels) if count >= LEAST_TRIMMED else 0
+    if begin:
+        levels, moments = levels[begin:], moments[begin:]
+        done = None if done is None else done[begin:]
     increments = [after - before for before, after in itertools.pairwise(levels)]
+    active = len(increments)
     growth = levels[-1] - levels[0]
-    upward = sum(step for step in increments if step > 0.0)
-    mean = growth / (BLOCKS - 1)
-    spread = sqrt(sum((step - mean) ** 2 for step in increments) / (BLOCKS - 2) / (BLOCKS - 1))
+    upward = sum([step for step in increments if step > 0.0])
+    mean = growth / active
+    spread = sqrt(sum([(step - mean) ** 2 for step in increments]) / (active - 1) / active)
     highest, fall = levels[0], 0.0
     for level in levels:
         if level > highest:
@@ -114,13 +155,6 @@ def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequen
         elif highest - level > fall:
             fall = highest - level
     rate, error = slope(moments, levels)
-    straight_work = load_rise = float("nan")
-    if work is not None:
-        done = [sum(work[a:b]) / (b - a) for a, b in pieces]
-        straight_work = straightness(done, levels)
-        early = (done[2] - done[0]) / (moments[2] - moments[0])
-        late = (done[7] - done[5]) / (moments[7] - moments[5])
-        load_rise = late / early if early > 0.0 else float("nan")
     return Shape(
         start=moments[0],
         end=moments[-1],
@@ -130,11 +164,12 @@ def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequen
         rate=rate,
         rate_error=error,
         steadiness=mean / spread if spread > 0.0 else inf if mean > 0.0 else 0.0,
-        rising=sum(step > 0.0 for step in increments),
+        active=active,
+        falling=sum([step <= 0.0 for step in increments]),
         largest_step=max(increments) / upward if upward > 0.0 else 1.0,
         drawdown=fall / growth if growth > 0.0 else inf,
         straight_time=straightness(moments, levels),
-        straight_work=straight_work,
+        straight_work=nan if done is None else straightness(done, levels),
         tail=increments[-1] / mean if mean > 0.0 else 0.0,
         load_rise=load_rise,
         times=tuple(moments),

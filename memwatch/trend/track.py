@@ -32,7 +32,7 @@ GIVEN_BACK = 0.5
 RATE_WIDENING = 2.0
 """The residuals of a memory series are autocorrelated, so that Student's interval is too narrow; bench/score.py prints coverage."""
 
-RATE_FLOOR = 0.2
+RATE_FLOOR = 0.25
 """Half-width of a rate's interval is at least this part of the rate: load changes, allocators round."""
 
 
@@ -40,20 +40,23 @@ class Alarm(NamedTuple):
     """What an alarm was raised on."""
 
     level: int
-    elapsed: float
     ruling: Ruling
 
 
 class Track:
     """The trend of one channel."""
 
-    __slots__ = ("alarm", "given_back", "over", "rulings", "series", "standing", "streaks")
+    __slots__ = ("_confirmed", "_rising", "alarm", "given_back", "over", "rulings", "series", "standing", "streaks")
 
     def __init__(self, channel: str, name: str, *, countable: bool) -> None:
         self.series = Series(channel, name, countable)
         self.standing = Standing()
         self.rulings: list[Ruling | None] = []
         self.streaks: list[int] = []
+        self._rising = 0
+        """Bit k: the ruling of level k is not FLAT."""
+        self._confirmed = 0
+        """Bit k: level k has called it a leak often enough in a row."""
         self.alarm: Alarm | None = None
         self.over = 0.0
         self.given_back = False
@@ -66,8 +69,7 @@ class Track:
         """Forget everything (another process answers) but the level at which the one before had settled, if it had."""
         settled = self.state == "stable"
         self.standing.meet(Finding.RESTART)
-        self.rulings.clear()
-        self.streaks.clear()
+        self._forget_rulings()
         self.alarm = None
         columns = (level.columns.get(self.series.name, ()) for level in history.levels)
         top = max((value for column in columns for value in column if value == value), default=None)
@@ -85,29 +87,33 @@ class Track:
         self._forget_rulings()
         self.standing.meet(Finding.EXPLAINED)
 
-    def update(self, history: History, closed: int, setting: Setting) -> None:
-        """Judge the *closed* finest levels anew and move the state."""
+    def update(self, history: History, closed: int, setting: Setting) -> bool:
+        """Judge the *closed* finest levels anew and move the state; return whether it changed."""
         for number in range(closed):
             self._judge_level(history, number, setting)
-        finding = self._finding(history, setting)
+        finding = self._finding(history)
         alarm = self.alarm
         if self.state == "leaking" and alarm is not None and closed >= alarm.level and self._alarm_over(history, alarm):
             finding = Finding.OVER
         if not self.standing.meet(finding):
-            return
+            return False
         if self.state == "leaking":
-            number = max(
-                (number for number, streak in enumerate(self.streaks) if streak >= confirmations(number, setting)),
-                key=lambda number: self._shape_growth(number),
-            )
+            confirmed = [number for number in range(len(self.rulings)) if self._confirmed >> number & 1]
+            number = max(confirmed, key=self._growth_at)
             ruling = self.rulings[number]
             if ruling is not None:
-                self.alarm = Alarm(number, setting.elapsed, ruling)
+                self.alarm = Alarm(number, ruling)
         elif self.state == "recovering" and self.alarm is not None:
             column = history.levels[self.alarm.level].columns[self.series.name]
             self.series = self.series._replace(floor=max((value for value in column if value == value), default=None))
             self.over = setting.elapsed
             self._forget_rulings()
+        return True
+
+    @property
+    def suspected(self) -> bool:
+        """Whether some window calls it a leak, confirmed or not."""
+        return any(self.streaks)
 
     def worst_ruling(self) -> Ruling | None:
         """The ruling that explains the state best: the worst finding, among equals the growth that matters most."""
@@ -166,30 +172,39 @@ class Track:
             severity="warning",
         )
 
-    def _shape_growth(self, number: int) -> float:
+    def _growth_at(self, number: int) -> float:
         ruling = self.rulings[number]
         return ruling.growth if ruling is not None else 0.0
 
     def _forget_rulings(self) -> None:
-        self.rulings = [None] * len(self.rulings)
-        self.streaks = [0] * len(self.streaks)
+        self.rulings = []
+        self.streaks = []
+        self._rising = self._confirmed = 0
 
-    def _finding(self, history: History, setting: Setting) -> Finding:
-        if any(streak >= confirmations(number, setting) for number, streak in enumerate(self.streaks)):
+    def _finding(self, history: History) -> Finding:
+        if self._confirmed:
             return Finding.LEAK
-        if any(ruling is not None and ruling.finding is not Finding.FLAT for ruling in self.rulings):
+        if self._rising:
             return Finding.GROWTH
-        if history.samples < MIN_SAMPLES:
-            return Finding.SHORT
-        return Finding.FLAT
+        return Finding.SHORT if history.samples < MIN_SAMPLES else Finding.FLAT
 
     def _judge_level(self, history: History, number: int, setting: Setting) -> None:
         while len(self.rulings) <= number:
             self.rulings.append(None)
             self.streaks.append(0)
         ruling = self.rulings[number] = rule(history, number, self.series, setting)
-        leak = ruling is not None and ruling.finding is Finding.LEAK
-        self.streaks[number] = self.streaks[number] + 1 if leak else 0
+        bit = 1 << number
+        if ruling is None or ruling.finding is Finding.FLAT:
+            self.streaks[number] = 0
+            self._rising &= ~bit
+            self._confirmed &= ~bit
+            return
+        self._rising |= bit
+        self.streaks[number] = self.streaks[number] + 1 if ruling.finding is Finding.LEAK else 0
+        if self.streaks[number] >= confirmations(number, setting):
+            self._confirmed |= bit
+        else:
+            self._confirmed &= ~bit
 
     def _alarm_over(self, history: History, alarm: Alarm) -> bool:
         level = history.levels[alarm.level]

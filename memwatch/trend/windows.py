@@ -26,7 +26,7 @@ from memwatch.trend.judge import (
 )
 from memwatch.trend.kinds import CARRIES, Growths, kept_by_allocators
 from memwatch.trend.states import Finding
-from memwatch.trend.statistics import Shape, explained_by_load, measure
+from memwatch.trend.statistics import BLOCKS, Shape, explained_by_load, measure
 
 MIN_SAMPLES = 64
 """Growth is judged a leak over at least this many samples, an eighth at the process's start not counted."""
@@ -103,13 +103,16 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
     if samples < (NOTICE_SAMPLES if setting.scale < 1.0 else MIN_BUCKETS):
         return None
     elapsed = level.columns["elapsed"]
-    kept = range(first, count)
+    kept: Sequence[int] = range(first, count)
+    eighth = len(kept) // 8
     if level.sparse(series.name):
-        kept = [i for i in kept if values[i] == values[i]]  # type: ignore[assignment]
+        kept = [i for i in kept if values[i] == values[i]]
         if len(kept) < MIN_BUCKETS:
             return None
-    eighth = len(kept) // 8
-    head, tail = min([values[i] for i in kept[:eighth]]), min([values[i] for i in kept[-eighth:]])
+        eighth = len(kept) // 8
+        head, tail = min([values[i] for i in kept[:eighth]]), min([values[i] for i in kept[-eighth:]])
+    else:
+        head, tail = min(values[first : first + eighth]), min(values[-eighth:])
     duration, since = elapsed[kept[-1]] - elapsed[kept[0]], level.columns["stamp"][kept[0]]
     material = material_growth(series, duration, head, setting)
     if tail - head < QUICK_SHARE * material and duration < MIN_SPAN_S:
@@ -118,6 +121,12 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
     readings = [values[i] for i in kept]
     work = _work(level, kept, setting)
     shape = measure(times, work, readings)
+    if shape.active < BLOCKS - 1:
+        duration = times[-1] - shape.start
+        since = level.columns["stamp"][kept[len(kept) * (BLOCKS - 1 - shape.active) // BLOCKS]]
+        material = material_growth(series, duration, shape.first, setting)
+        if setting.scale < 1.0:
+            samples = samples * (shape.active + 1) // BLOCKS
     grown = growths(level, first) if series.name == "anonymous" else None
     if grown is not None and grown.heap is not None and grown.heap < CARRIES * shape.growth:
         material *= NATIVE_STRETCH
@@ -133,10 +142,11 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
         if samples < MIN_SAMPLES and not _plain(shape, samples, material, series, setting):
             why = Why.SHORT
         else:
-            if work is not None:
+            rules = _rules(series, setting)
+            why = judge(shape, circumstances, rules)
+            if why is Why.LEAK and work is not None:
                 share, correlation = explained_by_load(times, work, readings)
-                circumstances = circumstances._replace(load_share=share, load_correlation=correlation)
-            why = judge(shape, circumstances, _rules(series, setting))
+                why = judge(shape, circumstances._replace(load_share=share, load_correlation=correlation), rules)
             finding = Finding.LEAK if why is Why.LEAK else Finding.GROWTH
     if finding is not Finding.LEAK and not series.countable:
         daily = compare_days(times, readings)
