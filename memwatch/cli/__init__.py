@@ -47,10 +47,10 @@ def commands() -> None:
     """Says whether a Python service leaks memory, how fast, and when it will run out.
 
     \b
-    memwatch demo                     a leaking service and its diagnosis, in about 20 s
-    memwatch run -- python app.py     watch a command without touching its code
-    memwatch ps                       what is watched on this machine
-    memwatch report app               the verdict, then the proof
+    memwatch demo                   see it find a leak
+    memwatch run -- python app.py   watch a command without touching its code
+    memwatch ps                     what is watched on this machine
+    memwatch report app             the verdict, then the proof
     """
 
 

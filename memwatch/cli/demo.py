@@ -40,7 +40,7 @@ CHANNELS = ("rss", "heap")
 BARS = "▁▂▃▄▅▆▇█"
 
 
-@click.command("demo")
+@click.command("demo", short_help="A leaking service and its diagnosis, in about 20 s.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema 1).")
 def command(as_json: bool) -> int:
     """Start a small web service that leaks, watch it, and say what is wrong with it; takes about 20 s.

@@ -59,7 +59,7 @@ class Line:
 MARKS = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "warning": ("!!", "red"), "info": ("  ", "")}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="What works here and why not.")
 @click.option("--json", "as_json", is_flag=True, help="The same as an object, a list of lines per section.")
 @options.settings()
 def command(as_json: bool, **given: Any) -> int:

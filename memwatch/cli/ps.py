@@ -16,7 +16,7 @@ from memwatch.report.words import as_of, memory_limit, of_limit, pace, status, w
 from memwatch.units import format_duration
 
 
-@click.command("ps")
+@click.command("ps", short_help="List watched processes, dead ones too.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects: process, verdict, samples, uptime, record.")
 @options.settings("directory")
 def command(as_json: bool, directory: str | None) -> int:

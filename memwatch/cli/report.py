@@ -15,7 +15,7 @@ from memwatch.record import RecordError
 from memwatch.report.words import status
 
 
-@click.command("report")
+@click.command("report", short_help="The verdict on one process, then the proof.")
 @click.argument("target", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json (schema 1).")
 @click.option("--format", "format_", metavar="FORMAT", help=f"One of {', '.join(reports.FORMATS)} [text].")

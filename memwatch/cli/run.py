@@ -33,7 +33,11 @@ STOPPED_BY_TERMINAL = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
 SI_KERNEL = 0x80  # Linux: a signal from the terminal or the kernel, not from another process (sigaction(2))
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(
+    "run",
+    short_help="Start a command and watch it.",
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+)
 @options.settings()
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD...")
 def command(words: tuple[str, ...], **given: Any) -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LABEL = {"watched": "from outside"}
 
 
-@click.command("watch")
+@click.command("watch", short_help="Watch other processes from outside.")
 @click.argument("pids", nargs=-1, required=True, type=click.IntRange(min=1), metavar="PID...")
 @click.option("--duration", metavar="DURATION", help="Stop after this long.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Stop after this many samples.")
@@ -106,7 +106,7 @@ class _Watch:
         self._loaded = loaded
         try:
             self._vitals = OutsideVitals(pid)
-            first = self._vitals.read()
+            first = self._vitals.read(self._failed)
         except ProcessGone as gone:
             raise NotThere(str(gone)) from None
         except PermissionError as error:
