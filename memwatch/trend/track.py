@@ -32,8 +32,10 @@ GIVEN_BACK = 0.5
 RATE_WIDENING = 2.0
 """The residuals of a memory series are autocorrelated, so that Student's interval is too narrow; bench/score.py prints coverage."""
 
-RATE_FLOOR = 0.25
-"""Half-width of a rate's interval is at least this part of the rate: load changes, allocators round."""
+RATE_FLOORS = (0.15, 0.35)
+"""Half-width of a rate's interval is at least a part of the rate: allocators round up, warm-ups end, load changes.  The larger
+part where the growth just matters, less with the root of more growth, down to the smaller (chosen for coverage of the true
+rate at the alarm on the development corpus)."""
 
 
 class Alarm(NamedTuple):
@@ -234,7 +236,9 @@ def _interval(ruling: Ruling) -> tuple[float | None, float | None]:
     """The 95 % interval of a ruling's rate."""
     if ruling.shape is None:
         return None, None
-    half = max(RATE_FLOOR * abs(ruling.rate), RATE_WIDENING * T_95 * ruling.shape.rate_error)
+    narrow, wide = RATE_FLOORS
+    part = max(narrow, wide / max(1.0, ruling.growth / ruling.material) ** 0.5)
+    half = max(part * abs(ruling.rate), RATE_WIDENING * T_95 * ruling.shape.rate_error)
     return ruling.rate - half, ruling.rate + half
 
 
