@@ -140,7 +140,8 @@ def test_a_process_of_another_user_is_watched_as_far_as_it_can_be_and_the_rest_i
         )
         others.communicate()
     assert done.returncode == 0, done.stderr
-    assert f"sockets of process {others.pid} cannot be read: it belongs to another user. Run as that user or as root." in done.stderr
+    said = f"sockets of process {others.pid} cannot be read: it belongs to another user. Run as that user or as root."
+    assert said in done.stderr
 
 
 def _may(user: int, python: str, source: str) -> bool:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 
 from memwatch import config
-from memwatch.record import default_directory
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -72,4 +71,6 @@ def load(**given: str | Sequence[str] | None) -> config.Config:
 
 def record_directory(loaded: config.Config) -> Path:
     """Where records are by these settings; with records switched off, where they would be."""
+    from memwatch.record import default_directory  # loads the database: `memwatch run` starts its command first
+
     return (loaded.directory or default_directory()).absolute()

@@ -47,11 +47,11 @@ def command(words: tuple[str, ...], **given: Any) -> int:
     """
     loaded = options.load(**given)
     notes = _make_notes()
-    oom_before = _oom_kills()
     started_s = time.time()
     try:
         with _Blocked() as blocked:
             child = _start(words, _environment(loaded, notes), blocked.before)
+            oom_before = _oom_kills()  # now that nobody waits for us
             status = _wait(child, blocked.signals)
         ended_s = time.time()
         with contextlib.suppress(KeyboardInterrupt):  # the command is gone: what is left takes no time
@@ -90,7 +90,7 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "warning": level(loaded.warning),
         "critical": level(loaded.critical),
         "evidence": loaded.evidence,
-        "directory": "off" if loaded.directory is False else str(options.record_directory(loaded)),
+        "directory": "off" if loaded.directory is False else str(Path(loaded.directory or "").absolute()),
         "name": loaded.name or "",
         "labels": ",".join(f"{key}={value}" for key, value in loaded.labels.items()),
         "cleanup_interval": f"{loaded.cleanup_interval_s!r}s" if loaded.cleanup_interval_s else "off",

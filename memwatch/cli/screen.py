@@ -10,12 +10,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from memwatch.model import State
-from memwatch.report import WIDTH, without_infinities
-from memwatch.report.layout import wrapped
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from memwatch.model import State
 
 STATE_COLOURS: dict[State, str] = {
     "leaking": "red",
@@ -39,6 +37,8 @@ def say(text: str) -> None:
     """One line of chatter; broken where the terminal ends, whole in a log."""
     line = f"memwatch: {text}"
     if sys.stderr.isatty():
+        from memwatch.report.layout import wrapped  # here and below: `memwatch run` starts its command first
+
         line = "\n".join(wrapped(text, shutil.get_terminal_size().columns, first="memwatch: ", rest="  "))
     click.echo(line, err=True)
 
@@ -50,6 +50,8 @@ def put(text: str) -> None:
 
 def put_json(value: Any) -> None:
     """Data for programs: ASCII, no infinities."""
+    from memwatch.report import without_infinities
+
     put(json.dumps(without_infinities(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -64,6 +66,8 @@ def is_coloured(stream: IO[str]) -> bool:
 
 def width() -> int:
     """Columns of a report: the terminal's; for a file or a pipe what COLUMNS says, else enough for a mail."""
+    from memwatch.report import WIDTH
+
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size((WIDTH, 24)).columns
     return WIDTH
