@@ -43,21 +43,42 @@ def new_rlock() -> Any:
     return _original("RLock")()
 
 
+# The signal mask of whoever started a thread of ours, by identity of the thread.
+_masks: dict[int, set[int]] = {}
+
+
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """What is started meanwhile takes no signals.
+def program_signals() -> Iterator[None]:
+    """In a thread of ours: the program's signal mask for as long as code of the program runs, which may start a process.
+
+    A process inherits the mask of the thread that starts it, and one that blocks SIGTERM cannot be stopped politely.
+    """
+    mask = _masks.get(get_ident())
+    if mask is None:
+        yield
+        return
+    ours = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ours)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[set[int] | None]:
+    """What is started meanwhile takes no signals; gives the mask that it would have had.
 
     A signal that our thread took would set Python's flag but interrupt no system call of the main thread: a program that waits in
     one would handle it only when that returns.  Without us there is no other thread, so that this never happens to it.
     """
     if not hasattr(signal, "pthread_sigmask"):
-        yield
+        yield None
         return
     # Not those that report a fault of the thread itself.
     faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
     try:
-        yield
+        yield set(before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -78,12 +99,15 @@ class Thread:
         self._running = new_lock()
         self._running.acquire()
         self._native_id: int | None = None
-        with _signals_blocked():
+        with _signals_blocked() as self._mask:
             self.ident = int(_original("start_new_thread")(self._run, ()))
 
     def _run(self) -> None:
+        ident = get_ident()
         try:
             self._native_id = _thread.get_native_id()
+            if self._mask is not None:
+                _masks[ident] = self._mask
             try:
                 with open("/proc/thread-self/comm", "w") as file:
                     file.write(self._name)
@@ -91,6 +115,7 @@ class Thread:
                 pass  # a name is a nicety
             self._target()
         finally:
+            _masks.pop(ident, None)
             self._running.release()
 
     def wait_gone(self, timeout_s: float) -> bool:

@@ -303,7 +303,8 @@ class Watcher:
             situation = self._situation(sample)
             report = self._report()
         # From here on without the state lock: hooks and sinks are the program's code.
-        events += self._relief.act(situation, self._tell_pressure)
+        with osthread.program_signals():
+            events += self._relief.act(situation, self._tell_pressure)
         for finding in self._expectations.overdue(self.clock.monotonic(), situation.blocks):
             events.append(Event(now_s, "finding", finding))
             occasions.append("finding")
@@ -378,7 +379,8 @@ class Watcher:
             if isinstance(sink, _OnlyLeaks) and occasion not in ("leak", "doubled"):
                 continue
             try:
-                sink(report)
+                with osthread.program_signals():
+                    sink(report)
             except BaseException as error:
                 self._sinks.pop(name, None)
                 self._fail(name, error)

@@ -241,3 +241,22 @@ def test_a_pid_used_again_is_not_taken_for_the_process_of_the_record(tmp_path: P
     assert report.process.fate == "killed"
     impostor = Process.from_dict(report.process.to_dict() | {"pid": 1, "ended": None, "fate": "running"})
     assert not process_is_running(impostor)
+
+
+def test_a_process_that_a_sink_starts_can_be_stopped_by_a_signal(tmp_path: Path, python: Any) -> None:
+    done = python(
+        """
+        import sys, subprocess, time, memwatch
+        from memwatch.watcher import Watcher
+        started = []
+        def sink(pressure):
+            command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        watcher = Watcher(directory=False, interval="50ms", memory_limit="1MiB", on_pressure=sink).start()
+        while not started: time.sleep(0.01)
+        started[0].stdout.readline()
+        started[0].terminate()
+        print(started[0].wait(timeout=20))
+        """
+    )
+    assert done.stdout.strip() == "-15"
