@@ -79,11 +79,13 @@ def test_load_explains_memory_that_follows_it_and_not_a_leak_beside_it():
     times = [float(i) for i in range(64)]
     work = [sum(loads[: i + 1]) for i in range(64)]
     smooth = [(work[min(63, i + 1)] - work[max(0, i - 1)]) / (min(63, i + 1) - max(0, i - 1)) for i in range(64)]
-    share, correlation = explained_by_load(times, work, [100 * load for load in smooth])
-    assert share > 0.8
-    assert correlation > 0.8
-    share, correlation = explained_by_load(times, work, [10.0 * i + random.gauss(0, 3) for i in range(64)])
-    assert not (share >= 0.4 and correlation > 0.3)
+    fit = explained_by_load(times, work, [100 * load for load in smooth])
+    assert fit.share > 0.8
+    assert fit.correlation > 0.8
+    assert fit.misfit > 1
+    fit = explained_by_load(times, work, [10.0 * i + random.gauss(0, 3) for i in range(64)])
+    assert not (fit.share >= 0.4 and fit.correlation > 0.3)
+    assert fit.misfit < 0.1
 
 
 def hourly(days, value):

@@ -12,7 +12,7 @@ from math import isnan, log
 from typing import NamedTuple
 
 from memwatch.trend.states import Finding
-from memwatch.trend.statistics import BLOCKS, Shape
+from memwatch.trend.statistics import BLOCKS, LoadFit, Shape
 
 MIB = 2.0**20
 
@@ -113,8 +113,8 @@ class Circumstances(NamedTuple):
     """Growth that matters, in units of the channel."""
     earlier_high: float | None = None
     """The highest level before this window (None: nothing is known)."""
-    load_share: float = 0.0
-    load_correlation: float = 0.0
+    load: LoadFit | None = None
+    """None where work is not known, or nobody has looked yet."""
 
 
 class Ruling(NamedTuple):
@@ -144,6 +144,9 @@ The longer growth has been steady, the less of it is needed (chosen on the devel
 BASE_SHARE = (0.42, 0.12)
 """The same as a part of the level it began at: large processes fill large caches."""
 
+BASE_LEAST = 0.04
+"""No growth below this part of the base matters on any scale: processes breathe."""
+
 ROOM_SHARE = (0.12, 0.03)
 """The same as a part of what is left to the limit: a leak that cannot matter before the next deploy is `growing` ..."""
 
@@ -160,6 +163,9 @@ LOAD_RISE = 1.4
 LOAD_RISE_ALWAYS = 2.0
 LOAD_EXCUSES = 2.5
 """While the load rises by the first, growth below so many times what matters is put down to it; by the second, any growth."""
+
+LOAD_MISFIT = 0.02
+"""... unless a straight line in time or work leaves this part of what the load leaves unexplained."""
 
 LOAD_SHARE = 0.4
 LOAD_CORRELATION = 0.3
@@ -189,7 +195,7 @@ def material_bytes(duration_s: float, scale: float, base: float, headroom: float
     needed = max(fixed, base * between(BASE_SHARE, late))
     if headroom is not None:
         needed = max(needed, min(headroom * between(ROOM_SHARE, late), ROOM_CAP * fixed))
-    return min(needed * min(1.0, scale), FAST_SHARE * growth_limit * duration_s)
+    return max(min(needed * min(1.0, scale), FAST_SHARE * growth_limit * duration_s), BASE_LEAST * base)
 
 
 def between(ends: tuple[float, float], part: float) -> float:
@@ -215,18 +221,20 @@ def judge(shape: Shape, circumstances: Circumstances, rules: Rules) -> Why:
         return Why.STEP
     if shape.drawdown > rules.drawdown:
         return Why.FELL
+    time, work = shape.straight_time, shape.straight_work
+    better, other = (time, time) if isnan(work) else (max(time, work), min(time, work))
+    if better < rules.straight or other < rules.straight_other or shape.tail < rules.tail:
+        return Why.SATURATING
     excess = min(1.0, shape.growth / needed - 1.0)
     steadiness = rules.steadiness + (rules.steadiness_large - rules.steadiness) * excess
     falling = rules.falling if shape.active == BLOCKS - 1 else rules.falling - 1
     if shape.steadiness < steadiness * FEWER[shape.active] or shape.falling > max(0, falling):
         return Why.UNSTEADY
-    time, work = shape.straight_time, shape.straight_work
-    better, other = (time, time) if isnan(work) else (max(time, work), min(time, work))
-    if better < rules.straight or other < rules.straight_other or shape.tail < rules.tail:
-        return Why.SATURATING
-    if shape.load_rise > LOAD_RISE and (shape.growth < LOAD_EXCUSES * needed or shape.load_rise > LOAD_RISE_ALWAYS):
+    load = circumstances.load
+    rising = shape.load_rise > LOAD_RISE and (load is None or load.misfit > LOAD_MISFIT)
+    if rising and (shape.growth < LOAD_EXCUSES * needed or shape.load_rise > LOAD_RISE_ALWAYS):
         return Why.LOAD
-    if circumstances.load_share >= LOAD_SHARE and circumstances.load_correlation > LOAD_CORRELATION:
+    if load is not None and load.share >= LOAD_SHARE and load.correlation > LOAD_CORRELATION:
         return Why.LOAD
     high = circumstances.earlier_high
     if high is not None and shape.last - high < NEW_HIGH * needed:

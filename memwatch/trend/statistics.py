@@ -177,35 +177,51 @@ def measure(times: Sequence[float], work: Sequence[float] | None, values: Sequen
     )
 
 
-def explained_by_load(times: Sequence[float], work: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """How much of the growth goes with the load: (share of the growth, partial correlation).
+class LoadFit(NamedTuple):
+    """What load has to do with the growth of a window."""
 
-    Load is work per second at each reading.  Both load and values are first freed of their own straight lines, so that a
-    load that merely rises while a leak goes on does not take the blame for it.
-    """
+    share: float = 0.0
+    """Part of the growth that regression on the load takes away, both freed of their own straight lines."""
+    correlation: float = 0.0
+    """Of load and level, freed of their straight lines, so that a load that merely rises does not take the blame for a leak."""
+    misfit: float = inf
+    """Residual of the better straight clock (time or work) over the residual of a fit on load alone: small is a leak."""
+
+
+def explained_by_load(times: Sequence[float], work: Sequence[float], values: Sequence[float]) -> LoadFit:
+    """How much of the growth goes with the load (work per second at each reading)."""
     count = len(times)
     if count < 12:
-        return 0.0, 0.0
+        return LoadFit()
     loads = []
     for i in range(count):
         a, b = max(0, i - 1), min(count - 1, i + 1)
         span = times[b] - times[a]
         loads.append((work[b] - work[a]) / span if span > 0.0 else 0.0)
-    centre = sum(times) / count
-    xs = [time - centre for time in times]
-    sxx = sum(x * x for x in xs)
-    if sxx <= 0.0:
-        return 0.0, 0.0
-    mean_l, mean_v = sum(loads) / count, sum(values) / count
-    slope_l = sum(x * load for x, load in zip(xs, loads, strict=True)) / sxx
-    slope_v = sum(x * value for x, value in zip(xs, values, strict=True)) / sxx
+    by_time, by_work, by_load = _residual(times, values), _residual(work, values), _residual(loads, values)
+    misfit = min(by_time[1], by_work[1]) / by_load[1] if by_load[1] > 0.0 else inf
+    slope_v, slope_l = by_time[0], _residual(times, loads)[0]
+    centre, mean_l, mean_v = sum(times) / count, sum(loads) / count, sum(values) / count
     sll = svv = slv = 0.0
-    for x, load, value in zip(xs, loads, values, strict=True):
-        dl = load - mean_l - slope_l * x
-        dv = value - mean_v - slope_v * x
+    for time, load, value in zip(times, loads, values, strict=True):
+        dl = load - mean_l - slope_l * (time - centre)
+        dv = value - mean_v - slope_v * (time - centre)
         sll += dl * dl
         svv += dv * dv
         slv += dl * dv
     if sll <= 0.0 or svv <= 0.0 or slope_v <= 0.0:
-        return 0.0, 0.0
-    return (slv / sll) * slope_l / slope_v, slv / sqrt(sll * svv)
+        return LoadFit(misfit=misfit)
+    return LoadFit((slv / sll) * slope_l / slope_v, slv / sqrt(sll * svv), misfit)
+
+
+def _residual(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Slope and residual sum of squares of a line."""
+    count = len(xs)
+    mean_x, mean_y = sum(xs) / count, sum(ys) / count
+    sxx = sxy = syy = 0.0
+    for x, y in zip(xs, ys, strict=True):
+        dx, dy = x - mean_x, y - mean_y
+        sxx += dx * dx
+        sxy += dx * dy
+        syy += dy * dy
+    return (sxy / sxx, max(0.0, syy - sxy * sxy / sxx)) if sxx > 0.0 else (0.0, syy)

@@ -29,10 +29,15 @@ OVER_SHARE = 0.2
 GIVEN_BACK = 0.5
 """... or when this part of what had grown is gone."""
 
+STILL_PART = 0.1
+STILL_SHARE = 0.3
+"""A life had settled if its last tenth, or a little more, grew at a pace that would have made it less than this part of what
+matters over the whole life (guess)."""
+
 RATE_WIDENING = 2.0
 """The residuals of a memory series are autocorrelated, so that Student's interval is too narrow; bench/score.py prints coverage."""
 
-RATE_FLOORS = (0.15, 0.35)
+RATE_FLOORS = (0.15, 0.4)
 """Half-width of a rate's interval is at least a part of the rate: allocators round up, warm-ups end, load changes.  The larger
 part where the growth just matters, less with the root of more growth, down to the smaller (chosen for coverage of the true
 rate at the alarm on the development corpus)."""
@@ -48,13 +53,15 @@ class Alarm(NamedTuple):
 class Track:
     """The trend of one channel."""
 
-    __slots__ = ("_confirmed", "_rising", "alarm", "given_back", "over", "rulings", "series", "standing", "streaks")
+    __slots__ = ("_born", "_confirmed", "_rising", "alarm", "given_back", "over", "rulings", "series", "standing", "streaks")
 
     def __init__(self, channel: str, name: str, *, countable: bool) -> None:
         self.series = Series(channel, name, countable)
         self.standing = Standing()
         self.rulings: list[Ruling | None] = []
         self.streaks: list[int] = []
+        self._born = 0.0
+        """Elapsed seconds when this life began."""
         self._rising = 0
         """Bit k: the ruling of level k is not FLAT."""
         self._confirmed = 0
@@ -69,13 +76,24 @@ class Track:
 
     def restart(self, history: History) -> None:
         """Forget everything (another process answers) but the level at which the one before had settled, if it had."""
-        settled = self.state == "stable"
+        settled = self._settled(history)
         self.standing.meet(Finding.RESTART)
         self._forget_rulings()
         self.alarm = None
         columns = (level.columns.get(self.series.name, ()) for level in history.levels)
         top = max((value for column in columns for value in column if value == value), default=None)
         self.series = self.series._replace(floor=top if settled else None, bound=None)
+        self._born = max(history.levels[0].columns["elapsed"], default=0.0)
+
+    def _settled(self, history: History) -> bool:
+        """Whether the level lay still for the last part of this life, so that the next may fill up as far without a word."""
+        if self.state != "stable":
+            return False
+        life_s = history.levels[0].columns["elapsed"][-1] - self._born
+        for ruling in self.rulings:
+            if ruling is not None and ruling.duration >= STILL_PART * life_s:
+                return ruling.growth * life_s < STILL_SHARE * ruling.material * ruling.duration
+        return False
 
     def explain(self, history: History, reason: str, room: float | None, setting: Setting) -> None:
         """Take the present growth as bounded, up to *room* above the present level (by default once what matters)."""

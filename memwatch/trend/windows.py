@@ -15,6 +15,7 @@ from memwatch.trend.judge import (
     COUNT_RULES,
     GROWTH_RULES,
     LEAK_RULES,
+    LOAD_RISE,
     NATIVE_STRETCH,
     Circumstances,
     Rules,
@@ -49,9 +50,6 @@ PLAIN_RATE = 0.8
 
 QUICK_SHARE = 0.32
 """Windows whose ends differ by less of what matters are not looked at further: 0.8 of what `growing` needs."""
-
-ABOVE_FLOOR = 0.3
-"""Part of what matters by which a new alarm rises above the level where the last one ended."""
 
 MOST = {"fds": 64.0, "sockets": 64.0, "threads": 64.0, "tasks": 64.0, "children": 24.0}
 """Growth of a count that matters at ordinary intervals: pools of connections and threads hold up to tens (executors stop at
@@ -130,7 +128,8 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
     grown = growths(level, first) if series.name == "anonymous" else None
     if grown is not None and grown.heap is not None and grown.heap < CARRIES * shape.growth:
         material *= NATIVE_STRETCH
-    circumstances = Circumstances(material, earlier_high(history, number, first, series))
+    fit = explained_by_load(times, work, readings) if work is not None and shape.load_rise > LOAD_RISE else None
+    circumstances = Circumstances(material, earlier_high(history, number, first, series), fit)
     why = judge(shape, circumstances, GROWTH_RULES)
     if series.bound is not None and shape.last <= series.bound.ceiling:
         return Ruling(Finding.FLAT, Why.BOUNDED, shape.growth, duration, since, material, shape)
@@ -145,16 +144,14 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
             rules = _rules(series, setting)
             why = judge(shape, circumstances, rules)
             if why is Why.LEAK and work is not None:
-                share, correlation = explained_by_load(times, work, readings)
-                why = judge(shape, circumstances._replace(load_share=share, load_correlation=correlation), rules)
+                fit = fit or explained_by_load(times, work, readings)
+                why = judge(shape, circumstances._replace(load=fit), rules)
             finding = Finding.LEAK if why is Why.LEAK else Finding.GROWTH
     if finding is not Finding.LEAK and not series.countable:
         daily = compare_days(times, readings)
         if daily is not None and daily.steady and daily.rate * duration >= material:
             finding, why = Finding.LEAK, Why.DAILY
             shape = shape._replace(rate=daily.rate, rate_error=daily.rate_error, growth=daily.rate * duration)
-    if finding is Finding.LEAK and series.floor is not None and shape.last < series.floor + ABOVE_FLOOR * material:
-        finding, why = Finding.FLAT, Why.RETURNING
     return Ruling(finding, why, shape.growth, duration, since, material, shape)
 
 
