@@ -283,6 +283,19 @@ def test_a_fragmenting_allocator_is_not_a_leak_and_is_said_to_be_one():
     verdicts = play(samples)
     assert alarms(verdicts) == []
     assert "the allocators keep" in verdicts[-1].reason
+    assert verdicts[-1].kind == "fragmentation"
+
+
+def test_every_channel_has_a_verdict_of_its_own():
+    detector = LeakDetector(15.0)
+    for number in range(300):
+        memory = {"rss": 200 * MIB, "heap": 40 * MIB, "native": 30 * MIB, "retained": (5 + 0.5 * number) * MIB}
+        detector.update(START + 15 * number, memory | {"threads": 4.0, "tasks": 3.0})
+    verdicts = detector.verdicts()
+    assert set(verdicts) == {"rss", "heap", "native", "retained", "threads", "tasks"}
+    assert {verdict.state for verdict in verdicts.values()} == {"stable"}
+    assert all(verdict.channel == channel and verdict.reason for channel, verdict in verdicts.items())
+    assert "hold ready" in verdicts["retained"].reason
 
 
 def test_the_same_growth_is_native_where_nothing_is_retained():

@@ -12,17 +12,18 @@ from math import isfinite
 from memwatch.model import Kind, Severity, State, Verdict
 from memwatch.trend.clock import Clock
 from memwatch.trend.history import BUCKETS, History
+from memwatch.trend.judge import Why
 from memwatch.trend.kinds import CARRIES, RESOURCE_KINDS, memory_kind
 from memwatch.trend.track import Track
 from memwatch.trend.windows import MIN_SAMPLES, Setting, growths
 
-MEMORY = {"heap": "heap", "native": "native", "rss": "anonymous"}
-"""Channel to series judged: RSS is judged without its file pages."""
+MEMORY = {"heap": "heap", "native": "native", "rss": "anonymous", "retained": "retained"}
+"""Channel to series judged: RSS is judged without its file pages.  What is retained is never a leak."""
 
 COUNTS = ("fds", "sockets", "threads", "tasks", "children")
 
 SUPPORT = ("blocks", "large_blocks", "retained")
-"""Kept in the history for attribution only."""
+"""Kept in the history for attribution as well, or only; 0 is a reading."""
 
 WORK = ("requests", "jobs", "messages")
 """Cumulative counts of work done, added up; CPU seconds are the clock of work where none is given."""
@@ -157,7 +158,9 @@ class LeakDetector:
         limit = None if track.series.countable else self._limit
         verdict = track.verdict(self._history, self._setting, limit)
         if verdict.state != "leaking":
-            return verdict
+            ruling = track.worst_ruling()
+            kept = ruling is not None and ruling.why is Why.ALLOCATOR
+            return replace(verdict, kind="fragmentation") if kept else verdict
         severity: Severity = "warning"
         if not track.series.countable and verdict.rate >= self._growth_limit:
             severity = "critical"

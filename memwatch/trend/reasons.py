@@ -66,6 +66,8 @@ def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
             return f"{name} grew {grew} in {took} with the load, not with time"
         case Why.RETURNING:
             return f"{name} grew {grew} in {took}, but only back to where it has been before"
+        case Why.ALLOCATOR if channel == "retained":
+            return f"{name} grew {grew} in {took}: freed memory that they hold ready, not a leak"
         case Why.ALLOCATOR:
             return f"{name} grew {grew} in {took}: memory the allocators keep: live heap is flat (fragmentation, no leak)"
         case Why.BOUNDED:

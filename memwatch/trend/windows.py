@@ -152,6 +152,8 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
         if daily is not None and daily.steady and daily.rate * duration >= material:
             finding, why = Finding.LEAK, Why.DAILY
             shape = shape._replace(rate=daily.rate, rate_error=daily.rate_error, growth=daily.rate * duration)
+    if finding is not Finding.FLAT and series.channel == "retained":
+        finding, why = Finding.FLAT, Why.ALLOCATOR
     return Ruling(finding, why, shape.growth, duration, since, material, shape)
 
 
