@@ -7,7 +7,7 @@ import pytest
 from memwatch.trend.history import History
 from memwatch.trend.judge import LEAK_RULES, MIB, Circumstances, Why, judge, material_bytes, material_count
 from memwatch.trend.states import Finding
-from memwatch.trend.statistics import measure
+from memwatch.trend.statistics import LoadFit, measure
 from memwatch.trend.windows import Series, Setting, rule
 
 GROWTH_LIMIT = 10 * MIB / 60
@@ -36,6 +36,19 @@ def shape(values: list[float]):
 )
 def test_the_first_condition_that_fails_names_the_explanation(values, why):
     assert judge(shape(values), Circumstances(material=50 * MIB), LEAK_RULES) is why
+
+
+def test_growth_by_fits_and_starts_is_unsteady():
+    levels = [0, 25, 25, 25, 50, 50, 75, 100]
+    fits = [(100.0 + levels[number // 8]) * MIB for number in range(64)]
+    assert judge(shape(fits), Circumstances(50 * MIB), LEAK_RULES) is Why.UNSTEADY
+
+
+def test_a_rising_load_excuses_growth_unless_a_straight_line_fits_far_better():
+    busier = shape(line())._replace(load_rise=2.5)
+    assert judge(busier, Circumstances(50 * MIB), LEAK_RULES) is Why.LOAD
+    assert judge(busier, Circumstances(50 * MIB, load=LoadFit(misfit=0.5)), LEAK_RULES) is Why.LOAD
+    assert judge(busier, Circumstances(50 * MIB, load=LoadFit(misfit=0.001)), LEAK_RULES) is Why.LEAK
 
 
 def test_growth_to_where_it_has_been_before_is_a_return():
