@@ -68,6 +68,10 @@ def test_growth_near_the_critical_rate_matters_in_any_window():
     assert material_bytes(960.0, 1.0, 20 * MIB, None, 1000.0) < 1000.0 * 960
 
 
+def test_a_large_process_breathes_by_more_than_a_small_one_leaks():
+    assert material_bytes(32.0, 0.1, 400 * MIB, None, GROWTH_LIMIT) >= 16 * MIB
+
+
 def test_a_limit_of_the_whole_machine_does_not_excuse_a_leak():
     assert material_bytes(3600.0, 1.0, 100 * MIB, 2.0**40, GROWTH_LIMIT) <= 128 * MIB
 
