@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Mapping
 from math import inf, sqrt
 
+from scoring import Factory
+
 from memwatch.model import Verdict
 from memwatch.trend import LeakDetector
-from scoring import Factory
 
 MIB = 2.0**20
 

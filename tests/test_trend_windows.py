@@ -98,3 +98,13 @@ def test_a_window_of_rare_readings_is_judged_on_them_alone():
     assert ruling is not None
     assert ruling.finding is Finding.LEAK
     assert ruling.rate == pytest.approx(3 * MIB / 15, rel=0.02)
+
+
+@pytest.mark.parametrize(("samples", "finding"), [(20, Finding.GROWTH), (40, Finding.LEAK)])
+def test_growth_beyond_doubt_needs_some_twenty_samples(samples, finding):
+    history = History()
+    for number in range(samples):
+        history.append({"elapsed": 30.0 * number, "stamp": 30.0 * number, "anonymous": (100.0 + 20 * number) * MIB})
+    ruling = rule(history, 0, RSS, SETTING)
+    assert ruling is not None
+    assert ruling.finding is finding
