@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import mmap
 import os
 import socket
@@ -44,6 +45,34 @@ def test_fifty_sockets_are_fifty_descriptors_and_fifty_sockets(vitals):
         assert after["sockets"] - before["sockets"] == 50
         assert after["fds"] - before["fds"] == 50
     assert vitals.read(complete=True)["fds"] == before["fds"]
+
+
+def test_a_leak_of_sockets_is_seen_while_it_grows():
+    now = [0.0]
+    with Vitals(clock=lambda: now[0]) as vitals, contextlib.ExitStack() as opened:
+        first = vitals.read()["sockets"]
+        for _ in range(30):
+            for _ in range(3):
+                opened.enter_context(socket.socket())
+            now[0] += 0.2
+            vitals.read()
+        now[0] += 1.0
+        vitals.read()
+        assert vitals.latest["sockets"] - first == 90
+
+
+def test_the_pools_of_a_small_process_are_read_once_a_second_when_samples_are_that_fast():
+    now = [0.0]
+    # What the walk and its table cost at 20 to 64 MiB: whatever is timed here costs 0.6 ms.
+    costs = itertools.count()
+    with Vitals(clock=lambda: now[0], cost_clock=lambda: next(costs) * 0.0006) as vitals:
+        vitals.read()
+        taken = []
+        for _ in range(80):
+            now[0] += 0.25
+            if "heap" in vitals.read():
+                taken.append(now[0])
+    assert taken == [float(second) for second in range(1, 21)]
 
 
 def test_descriptors_that_vitals_keeps_open_are_not_counted(vitals):

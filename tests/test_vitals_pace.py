@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from memwatch.vitals.pace import DUTY, FREE_BELOW_S, Pace, Timetable
+from memwatch.vitals.pace import DUTY, FORECAST_WAIT_S, FREE_BELOW_S, LONGEST_WAIT_S, MODEST_S, Pace, Timetable
 
 
 class Work:
@@ -46,11 +46,92 @@ def test_a_reading_of_6_ms_is_taken_once_a_minute():
     assert work.taken[:3] == [0.0, 60.0, 120.0]
 
 
-@pytest.mark.parametrize("cost_s", [0.0003, 0.002, 0.05])
+@pytest.mark.parametrize("cost_s", [0.002, 0.05])
 def test_a_dear_reading_takes_at_most_its_duty_of_the_time(cost_s):
     work = Work()
     work.run(work.timetable(lambda: cost_s, Pace(DUTY, size=lambda: 1.0, guess_s=cost_s)), 5000.0)
     assert 0 < work.spent_s <= DUTY * 5000.0
+
+
+@pytest.mark.parametrize(("cost_s", "every_s"), [(0.0003, 10.0), (MODEST_S, 10.0), (0.0003, 60.0)])
+def test_a_modest_reading_keeps_to_its_duty_at_the_default_interval(cost_s, every_s):
+    work = Work()
+    work.run(work.timetable(lambda: cost_s, Pace(DUTY)), 6000.0, every_s)
+    assert 0 < work.spent_s <= DUTY * 6000.0 * 1.001
+
+
+@pytest.mark.parametrize("cost_s", [0.0003, 0.0007, 0.00095])
+def test_a_modest_reading_is_taken_once_a_second_by_who_samples_faster(cost_s):
+    work = Work()
+    work.run(work.timetable(lambda: cost_s, Pace(DUTY)), 60.0, every_s=0.25)
+    assert work.taken == [float(second) for second in range(60)]
+
+
+def growing(work: Work, *, per_s: float, fixed_s: float, unit_s: float, guess_s: float) -> Timetable:
+    """What a leak looks like: the more there is, the more a reading costs."""
+
+    def size() -> float:
+        return 1.0 + per_s * work.now_s
+
+    return work.timetable(lambda: fixed_s + unit_s * size(), Pace(DUTY, size=size, guess_s=guess_s))
+
+
+def test_a_slow_leak_is_read_again_and_again_whatever_the_first_small_reading_cost():
+    work = Work()
+    timetable = growing(work, per_s=5.0, fixed_s=35e-6, unit_s=1e-7, guess_s=2e-7)
+    work.run(timetable, 24 * 3600.0, every_s=10.0)
+    waits = [later - earlier for earlier, later in zip(work.taken, work.taken[1:], strict=False)]
+    assert len(work.taken) > 200
+    # In the end a reading costs 43 ms, and may be taken every 430 s.
+    assert max(waits) <= 450.0
+    assert work.spent_s <= DUTY * 24 * 3600.0
+
+
+def test_a_growing_count_is_read_at_every_tick_while_that_is_cheap():
+    work = Work()
+    timetable = growing(work, per_s=25.0, fixed_s=35e-6, unit_s=1e-7, guess_s=2e-7)
+    cheap_s = (FREE_BELOW_S - 35e-6) / 1e-7 / 25.0 - 1.0
+    work.run(timetable, cheap_s)
+    assert len(work.taken) >= 0.95 * cheap_s / 0.5
+
+
+def test_a_count_that_outgrows_what_time_earns_is_read_every_five_minutes_all_the_same():
+    work = Work()
+    work.run(growing(work, per_s=60.0, fixed_s=35e-6, unit_s=2e-6, guess_s=3e-6), 1000.0)
+    late = [taken for taken in work.taken if taken > 30.0]
+    assert late and late[0] - max(taken for taken in work.taken if taken <= 30.0) <= FORECAST_WAIT_S
+
+
+def test_one_disturbed_reading_of_a_small_count_does_not_put_the_next_one_off_for_ever():
+    work = Work()
+    disturbed = iter([0.02])
+    timetable = work.timetable(lambda: next(disturbed, 35e-6), Pace(DUTY, size=lambda: 10.0 + 15.0 * work.now_s, guess_s=3e-6))
+    work.run(timetable, FORECAST_WAIT_S + 1.0)
+    assert work.taken[0] == 0.0 and len(work.taken) > 1
+
+
+@pytest.mark.parametrize("first_s", [60.0, 1e9])
+def test_no_single_measurement_is_believed_longer_than_an_hour(first_s):
+    work = Work()
+    costs = iter([first_s])
+    work.run(work.timetable(lambda: next(costs, 0.0001), Pace(DUTY)), LONGEST_WAIT_S + 20.0, every_s=10.0)
+    assert work.taken == [0.0, LONGEST_WAIT_S, LONGEST_WAIT_S + 10.0]
+
+
+def test_a_prediction_puts_the_first_reading_off_five_minutes_at_most():
+    work = Work()
+    work.run(work.timetable(lambda: 0.5, Pace(DUTY, size=lambda: 1e11, guess_s=4e-12)), 1000.0)
+    assert work.taken == [FORECAST_WAIT_S]
+
+
+def test_a_jump_in_size_is_not_read_blindly():
+    work = Work()
+    size = [10.0]
+    timetable = work.timetable(lambda: 35e-6 + size[0] * 2e-6, Pace(DUTY, size=lambda: size[0], guess_s=3e-6))
+    work.run(timetable, 5.0)
+    size[0] = 10_000.0
+    work.run(timetable, 100.0)
+    assert work.taken[-1] < 5.0
 
 
 def test_the_first_dear_reading_waits_until_its_predicted_cost_is_earned():
