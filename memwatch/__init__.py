@@ -9,7 +9,6 @@ Importing does nothing but define names: no thread, no registration, and no modu
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,7 +55,6 @@ _LAZY = {
     "Verdict": "memwatch.model",
 }
 
-_lock = threading.Lock()
 _current: Watcher | None = None
 _hooks: ReliefHooks | None = None
 _expectations: Expectations | None = None
@@ -118,7 +116,7 @@ def start(
     `MEMWATCH_DISABLE=1` makes this a no-op: it returns a watcher that does not run.  In a sub-interpreter, too.
     """
     global _current
-    from memwatch import config
+    from memwatch import config, forks
     from memwatch.watcher import Watcher, log
 
     given = {
@@ -134,8 +132,9 @@ def start(
         "cleanup_interval": cleanup_interval,
         "record_limit": record_limit,
     }
-    with _lock:
-        if _current is not None and _current.running:
+    with forks.lock:
+        if _current is not None and not _current.stopped:
+            _current.start()  # its thread may have been refused for want of resources
             wanted = config.load(given)
             differing = [key for key in wanted.origins if given[key] is not None and not _current.config.agrees(wanted, key)]
             if differing:
@@ -162,7 +161,11 @@ def start(
 def stop() -> None:
     """Stop the watcher that `start` started.  Does nothing without one; safe from inside a sink or hook."""
     global _current
-    with _lock:
+    if _current is None:
+        return  # also in a signal handler that comes while start() is importing
+    from memwatch import forks
+
+    with forks.lock:
         watcher, _current = _current, None
     if watcher is not None:
         watcher.stop()

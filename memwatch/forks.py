@@ -12,19 +12,34 @@ import re
 import sys
 import weakref
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from memwatch import osthread
 
 
 class Forkable(Protocol):
     """What a watcher offers this module."""
 
-    def before_fork(self) -> None: ...
+    def before_fork(self) -> list[Any]:
+        """Get ready; returns the locks it holds over the fork."""
+        ...
+
     def after_fork_in_parent(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
     def at_exit(self) -> None: ...
 
 
+lock: Any = osthread.new_rlock()
+"""Held over every fork, and while a watcher is started: threads that fork at the same time take turns, and no child is born while
+another thread is in the middle of a start.  A child has a new one."""
+LOCK_WAIT_S = 5.0
+"""The program's fork waits at most this long for another thread's."""
+
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+# Watchers made ready for the fork under way, each with the locks it holds; guarded by `lock`.
+_prepared: list[tuple[Forkable, list[Any]]] = []
+_forking: int | None = None
+"""Identity of the thread that forks; guarded by `lock`."""
 _registered = False
 _known_to_multiprocessing = False
 
@@ -46,19 +61,36 @@ def unwatch(watcher: Forkable) -> None:
 
 
 def _before() -> None:
+    global _forking
     _meet_multiprocessing()
-    for watcher in list(_watched):
-        watcher.before_fork()
+    if not lock.acquire(timeout=LOCK_WAIT_S):
+        return  # better a fork that is not prepared than none
+    _forking = osthread.get_ident()
+    _prepared[:] = [(watcher, watcher.before_fork()) for watcher in list(_watched)]
     _hush()
 
 
 def _after_in_parent() -> None:
-    for watcher in list(_watched):
+    global _forking
+    if _forking != osthread.get_ident():
+        return
+    prepared = _prepared[:]
+    _prepared.clear()
+    # Not those in `_watched`: one may have been stopped meanwhile, and its locks are held all the same.
+    for watcher, held in prepared:
+        for taken in reversed(held):
+            taken.release()
         watcher.after_fork_in_parent()
+    _forking = None
+    lock.release()
 
 
 def _after_in_child() -> None:
-    for watcher in list(_watched):
+    global lock, _forking
+    lock, _forking = osthread.new_rlock(), None
+    watchers = {id(watcher): watcher for watcher in [*_watched, *(watcher for watcher, _ in _prepared)]}
+    _prepared.clear()
+    for watcher in watchers.values():
         watcher.after_fork_in_child()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from memwatch.model import Event, Process, Report, Sample
-from memwatch.record import RecordError, RecordWriter, default_directory, prune_records
+from memwatch.record import RecordError, RecordLost, RecordWriter, default_directory, prune_records
 from memwatch.whoami import is_dead
 
 RETRY_S = 300.0
@@ -69,27 +69,36 @@ class Journal:
             return
         waiting = [*self._waiting, *events]
         try:
-            if self._writer is not None and now_s >= self._due_s:
-                self._due_s = now_s + RETRY_S
-                if not self._writer.still_there():
-                    self._writer.close()
-                    self._writer = None
-            if self._writer is None:
-                self._open(sample.time_s)
-                self._due_s = now_s + RETRY_S
-            assert self._writer is not None
-            self._writer.write(sample, report, waiting)
-        except (RecordError, ImportError) as error:  # ImportError: a Python built without SQLite
+            writer = self._current(sample.time_s, now_s)
+            try:
+                writer.write(sample, report, waiting)
+            except RecordLost:
+                # The program has closed our descriptors, as daemons do with all of theirs: begin another file, at once.
+                writer = self._open(sample.time_s)
+                writer.write(sample, report, waiting)
+        except Exception as error:
+            # Whatever it is (SQLite may be missing, the home directory unknown): the tick goes on without a record.
             self._waiting = waiting[-WAITING_KEPT:]
             self._due_s = now_s + RETRY_S
             if not self._failed:
                 self._failed = True
-                self._say(f"watching goes on without a record: {error}")
+                what = str(error) if isinstance(error, RecordError) else f"{type(error).__name__}: {error}"
+                self._say(f"watching goes on without a record: {what}")
             return
         self._waiting = []
         if self._failed:
             self._failed = False
-            self._say(f"the record is being written again: {self._writer.path}")
+            self._say(f"the record is being written again: {writer.path}")
+
+    def _current(self, time_s: float, now_s: float) -> RecordWriter:
+        if self._writer is not None and now_s < self._due_s:
+            return self._writer
+        self._due_s = now_s + RETRY_S
+        if self._writer is not None and self._writer.still_there():
+            return self._writer
+        if self._writer is not None:
+            self._writer.close()
+        return self._open(time_s)
 
     def close(self, time_s: float, how: str, *, worthless: bool = False) -> None:
         """Write the goodbye and close; never raises.  Nothing is written afterwards.
@@ -108,6 +117,8 @@ class Journal:
             if self._waiting:
                 writer.write(events=self._waiting)
             writer.end(time_s, how)
+        except RecordLost:
+            pass  # the program closed our descriptors; without a goodbye it shows as killed
         except RecordError as error:
             if not self._failed:
                 self._say(f"the end was not recorded: {error}")
@@ -120,8 +131,10 @@ class Journal:
         if writer is not None:
             writer.abandon()
 
-    def _open(self, now_s: float) -> None:
+    def _open(self, time_s: float) -> RecordWriter:
         directory = self._directory or default_directory()
         assert isinstance(directory, Path)
+        self._writer = None
         self._writer = RecordWriter(directory, self._describe(), limit_bytes=self._limit_bytes)
-        prune_records(directory, is_dead, now_s=now_s)
+        prune_records(directory, is_dead, now_s=time_s)
+        return self._writer

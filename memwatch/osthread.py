@@ -118,6 +118,11 @@ class Thread:
             _masks.pop(ident, None)
             self._running.release()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return bool(self._running.locked())
+
     def wait_gone(self, timeout_s: float) -> bool:
         """Wait until it has ended and the kernel counts it no more; False if it goes on after *timeout_s*, or is the caller."""
         if get_ident() == self.ident:

@@ -8,6 +8,7 @@ runs, so that a sink may call `stop()` and a hook may call `snapshot()`.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -84,9 +85,9 @@ class Watcher:
     # The state of one watch, which `_reset` begins.
     _state_lock: Any
     _record_lock: Any
-    _fork_locks: list[Any]
     _alarm: osthread.Alarm
     _thread: osthread.Thread | None
+    _threadless: bool
     _due_s: float
     _ticking: bool
     _stopped: bool
@@ -164,12 +165,12 @@ class Watcher:
 
         Never raises: where a thread cannot be started, that is logged and the program goes on unwatched.
         """
-        with self._state_lock:
-            if self._thread_running:
+        with forks.lock, self._state_lock:
+            if self.running:
                 return self
             why_not = refusal()
             if why_not:
-                log.warning("not watching: %s", why_not)
+                _say("not watching: %s", why_not)
                 return self
             if self._stopped:
                 self._reset()
@@ -191,7 +192,12 @@ class Watcher:
     @property
     def running(self) -> bool:
         """Whether the sampling thread is at work."""
-        return self._thread_running
+        return self._thread_running and self._thread is not None and self._thread.alive
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody wants it to run: it was stopped, or never started."""
+        return not self._thread_running
 
     @property
     def record_path(self) -> Path | None:
@@ -263,7 +269,7 @@ class Watcher:
 
     def note(self, what: str, details: Mapping[str, Any]) -> None:
         """Put an event into the record with the next tick."""
-        event = Event(self.clock.time(), what, details)
+        event = Event(self.clock.time(), what, _plain(details))
         with self._state_lock:
             self._remember([event])
             self._pending.append(event)
@@ -302,6 +308,7 @@ class Watcher:
             events, occasions = self._consequences(before, self._verdict, now_s)
             situation = self._situation(sample)
             report = self._report()
+            journal = self._journal  # a stop and start meanwhile begin another one
         # From here on without the state lock: hooks and sinks are the program's code.
         with osthread.program_signals():
             events += self._relief.act(situation, self._tell_pressure)
@@ -313,10 +320,11 @@ class Watcher:
             events = self._pending + events
             self._pending = []
         with self._record_lock:
-            if self._thread_running or not self._stopped:
-                self._journal.write(sample, report, events, now_s=self.clock.monotonic())
+            journal.write(sample, report, events, now_s=self.clock.monotonic())
         for event in events:
             _log_event(event)
+            if event.what == "alert" and event.details["alert"] == "peak":
+                occasions.append("peak")
         for occasion in occasions:
             self._tell(occasion)
 
@@ -372,9 +380,9 @@ class Watcher:
         if occasion in ("leak", "doubled"):
             from memwatch.report import headline  # loaded when there is something to say
 
-            log.warning("%s", headline(report))
+            _say("%s", headline(report))
         elif occasion == "over":
-            log.warning("the leak is over: %s", report.verdict.reason)
+            _say("the leak is over: %s", report.verdict.reason)
         for name, sink in list(self._sinks.items()):
             if isinstance(sink, _OnlyLeaks) and occasion not in ("leak", "doubled"):
                 continue
@@ -400,7 +408,7 @@ class Watcher:
         what = f"{type(error).__name__}: {_text(error)}"
         self.failures[name] = what
         self.note("plug", {"plug": name, "error": what, "disabled": disabled})
-        log.warning("%s failed and %s: %s", name, "was disabled" if disabled else "was skipped", what)
+        _say("%s failed and %s: %s", name, "was disabled" if disabled else "was skipped", what)
 
     # -- the thread ------------------------------------------------------------------------------------------------------------
 
@@ -411,8 +419,12 @@ class Watcher:
         try:
             self._thread = osthread.Thread(lambda: self._run(generation), "memwatch")
         except RuntimeError as error:
-            self._thread_running = False
-            log.warning("not watching: no thread could be started (%s)", error)
+            self._thread = None
+            if not self._threadless:
+                _say("not watching for now: no thread could be started (%s); tried again at the next fork or start()", error)
+            self._threadless = True
+        else:
+            self._threadless = False
 
     def _run(self, generation: int) -> None:
         interval_s = self.config.interval_s
@@ -429,6 +441,12 @@ class Watcher:
                 self._due_s += interval_s * (late_s // interval_s + 1)
 
     def _end(self, how: str) -> None:
+        try:
+            self._end_unguarded(how)
+        except Exception as error:
+            self._fail("stop", error, disabled=False)
+
+    def _end_unguarded(self, how: str) -> None:
         with self._state_lock:
             self._thread_running = False
             self._stopped = True
@@ -450,8 +468,8 @@ class Watcher:
 
     # -- fork and exit (called by memwatch.forks) ------------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
-        """End the sampling thread, so that the process forks without it.
+    def before_fork(self) -> list[Any]:
+        """End the sampling thread, so that the process forks without it; returns the locks held over the fork.
 
         A child would inherit whatever locks it holds (of SQLite, of the C library) with nobody to release them, and since Python
         3.12 a fork beside another thread warns.  A tick under way is waited for, but not for long.
@@ -461,13 +479,10 @@ class Watcher:
             self._alarm.ring()
             self._thread.wait_gone(FORK_WAIT_S)
         # Held over the fork: other threads of the program may be about to take a snapshot, or to tick.
-        self._fork_locks = [lock for lock in (self._record_lock, self._state_lock) if lock.acquire(timeout=FORK_WAIT_S)]
+        return [lock for lock in (self._record_lock, self._state_lock) if lock.acquire(timeout=FORK_WAIT_S)]
 
     def after_fork_in_parent(self) -> None:
         """Go on where the fork interrupted."""
-        for lock in reversed(self._fork_locks):
-            lock.release()
-        self._fork_locks = []
         if self._thread_running:
             self._begin()
 
@@ -493,9 +508,9 @@ class Watcher:
         """A new watch: nothing of an earlier one, or of a parent's, is carried over."""
         self._state_lock = osthread.new_rlock()
         self._record_lock = osthread.new_rlock()
-        self._fork_locks = []
         self._alarm = osthread.Alarm()
         self._thread = None
+        self._threadless = False
         self._due_s = 0.0
         self._ticking = False
         self._stopped = False
@@ -516,7 +531,7 @@ class Watcher:
         self._journal = Journal(
             self.config.directory,
             self._described,
-            lambda message: log.warning("%s", message),
+            lambda message: _say("%s", message),
             limit_bytes=self.config.record_limit_bytes,
         )
 
@@ -606,22 +621,44 @@ def _free_name(taken: Mapping[str, Any], callback: Callable[..., Any]) -> str:
     return numbered
 
 
+def _say(message: str, *arguments: object) -> None:
+    """Log a warning, whatever the program has made of logging.
+
+    `logging.config` disables every logger that exists when it is called, unless told otherwise; ours usually exists by then.  And a
+    handler that raises must not end our thread.
+    """
+    try:
+        log.disabled = False
+        log.warning(message, *arguments)
+    except Exception:
+        pass  # there is no other way left to tell anybody
+
+
+def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Details as JSON types, so that they can be recorded whatever the caller gave."""
+    try:
+        plain = json.loads(json.dumps(dict(details), default=_text, skipkeys=True))
+    except Exception as error:
+        return {"unreadable": type(error).__name__}
+    return dict(plain)
+
+
 def _log_event(event: Event) -> None:
     """What people are told in the log besides verdicts and failures."""
     details = event.details
     if event.what == "alert" and details["alert"] == "peak":
         limit = details["limit"]
         of = units.format_sizes(details["rss"], limit) if limit else units.format_size(details["rss"])
-        log.warning("memory has reached the %s level: %s", details["level"], of)
+        _say("memory has reached the %s level: %s", details["level"], of)
     elif event.what == "alert":
-        log.warning("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
+        _say("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
     elif event.what == "finding":
         held = " ← ".join(reversed(details["held_by"])) or details["note"]
-        log.warning("%s is still alive after %.0f s (%s); held by %s", details["type"], details["alive_s"], details["reason"], held)
+        _say("%s is still alive after %.0f s (%s); held by %s", details["type"], details["alive_s"], details["reason"], held)
 
 
-def _text(error: BaseException) -> str:
+def _text(thing: object) -> str:
     try:
-        return str(error)[:500]
+        return str(thing)[:500]
     except Exception:
-        return "(its message cannot be shown)"
+        return "(cannot be shown)"

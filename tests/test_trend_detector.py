@@ -389,3 +389,18 @@ def test_an_interval_that_is_no_duration_is_refused():
     for bad in (0.0, -1.0, nan, inf):
         with pytest.raises(ValueError, match="interval_s"):
             LeakDetector(bad)
+
+
+def test_the_time_left_is_that_of_resident_memory_where_it_grows_faster_than_the_heap() -> None:
+    limit = 4096 * MIB
+    detector = LeakDetector(10.0, limit=limit)
+    verdict = None
+    for number in range(900):
+        grown = number * 0.3 * MIB
+        rss, heap = 200 * MIB + grown, 60 * MIB + 0.6 * grown
+        verdict = detector.update(1.8e9 + 10.0 * number, {"rss": rss, "heap": heap, "blocks": heap / 60, "cpu": number * 1.0})
+    assert verdict is not None
+    assert (verdict.state, verdict.channel) == ("leaking", "heap")
+    assert verdict.rate == pytest.approx(0.6 * 0.03 * MIB, rel=0.1)
+    left_s = (limit - (200 * MIB + 899 * 0.3 * MIB)) / (0.03 * MIB)
+    assert verdict.exhausted_in_s == pytest.approx(left_s, rel=0.1)

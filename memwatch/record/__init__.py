@@ -6,13 +6,14 @@ at most the sample being taken; the file stays within its limit; the reader neve
 
 from memwatch.record.directory import default_directory, find_records, prune_records, record_name
 from memwatch.record.reader import NoSuchRecord, Record, read_report
-from memwatch.record.schema import RecordError
+from memwatch.record.schema import RecordError, RecordLost
 from memwatch.record.writer import RecordWriter, append_end
 
 __all__ = [
     "NoSuchRecord",
     "Record",
     "RecordError",
+    "RecordLost",
     "RecordWriter",
     "append_end",
     "default_directory",

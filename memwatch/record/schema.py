@@ -39,6 +39,10 @@ class RecordError(Exception):
     """A record cannot be opened, written or read.  The message names the file, the cause and what to do."""
 
 
+class RecordLost(RecordError):
+    """The program has closed the record's descriptors, and may have others of the same numbers by now: begin a new record."""
+
+
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse what is not a record, or is newer than we can read.
 
@@ -49,6 +53,8 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except UnicodeDecodeError:  # of SQLite's own message, where that quotes the damage
+        raise RecordError(f"{path} is not a memwatch record, or is corrupt; it was left as it is") from None
     except sqlite3.DatabaseError as error:
         if "unable to open" in str(error) or "locked" in str(error) or "readonly" in str(error):
             raise

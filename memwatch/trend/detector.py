@@ -14,6 +14,7 @@ from memwatch.trend.clock import Clock
 from memwatch.trend.history import BUCKETS, History
 from memwatch.trend.judge import Why
 from memwatch.trend.kinds import CARRIES, RESOURCE_KINDS, memory_kind
+from memwatch.trend.states import Finding
 from memwatch.trend.track import Track
 from memwatch.trend.windows import MIN_SAMPLES, Setting, growths
 
@@ -156,7 +157,7 @@ class LeakDetector:
 
     def _verdict_of(self, track: Track) -> Verdict:
         limit = None if track.series.countable else self._limit
-        verdict = track.verdict(self._history, self._setting, limit)
+        verdict = track.verdict(self._history, self._setting, limit, self._rss_rate())
         if verdict.state != "leaking":
             ruling = track.worst_ruling()
             kept = ruling is not None and ruling.why is Why.ALLOCATOR
@@ -167,6 +168,10 @@ class LeakDetector:
         if verdict.exhausted_in_s is not None and verdict.exhausted_in_s < SHORT_OF_TIME_S:
             severity = "critical"
         return replace(verdict, kind=self._kind(track), severity=severity)
+
+    def _rss_rate(self) -> float:
+        ruling = self._tracks["rss"].worst_ruling()
+        return ruling.rate if ruling is not None and ruling.finding is not Finding.FLAT else 0.0
 
     def _kind(self, track: Track) -> Kind:
         resource = RESOURCE_KINDS.get(track.series.channel)

@@ -65,6 +65,10 @@ LEAK_RULES = Rules(
 )
 """For memory at ordinary intervals.  Where nothing else is said, chosen by reasoning and kept because the corpus agreed."""
 
+YOUNG_RULES = LEAK_RULES._replace(straight=0.99)
+"""For growth that began when the process did: its last half must have brought as much as its first, but for noise.  Warm-ups and
+caches that fill by what they have not seen yet slow down from the start on; leaks do not."""
+
 BRISK_RULES = Rules(
     material=1.0,
     steadiness=5.0,

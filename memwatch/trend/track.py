@@ -144,11 +144,15 @@ class Track:
 
         return max((ruling for ruling in self.rulings if ruling is not None), key=weight, default=None)
 
-    def verdict(self, history: History, setting: Setting, limit: float | None) -> Verdict:
-        """What to say of this channel now."""
+    def verdict(self, history: History, setting: Setting, limit: float | None, rss_rate: float = 0.0) -> Verdict:
+        """What to say of this channel now.
+
+        Args:
+            rss_rate: bytes per second by which resident memory grows, which is what runs into the limit; 0 if it does not (yet).
+        """
         channel, state, ruling = self.series.channel, self.state, self.worst_ruling()
         if state == "leaking" and self.alarm is not None:
-            return self._leaking(self.alarm, ruling, setting, limit)
+            return self._leaking(self.alarm, ruling, setting, limit, rss_rate)
         if history.samples < MIN_SAMPLES and state == "warming-up":
             return Verdict(channel, state, limit=limit, reason=reasons.too_few(history.samples, MIN_SAMPLES))
         if ruling is None:
@@ -170,13 +174,13 @@ class Track:
             channel, state, direction, ruling.rate, low, high, since=ruling.since, grown=ruling.growth, limit=limit, reason=reason
         )
 
-    def _leaking(self, alarm: Alarm, ruling: Ruling | None, setting: Setting, limit: float | None) -> Verdict:
+    def _leaking(self, alarm: Alarm, ruling: Ruling | None, setting: Setting, limit: float | None, rss_rate: float) -> Verdict:
         if ruling is None or ruling.finding is not Finding.LEAK:
             ruling = alarm.ruling
         low, high = _interval(ruling)
         exhausted = None
         if setting.headroom is not None and not self.series.countable and ruling.rate > 0.0:
-            exhausted = max(0.0, setting.headroom) / ruling.rate
+            exhausted = max(0.0, setting.headroom) / max(ruling.rate, rss_rate)
         return Verdict(
             self.series.channel,
             "leaking",

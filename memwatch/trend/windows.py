@@ -17,6 +17,7 @@ from memwatch.trend.judge import (
     LEAK_RULES,
     LOAD_RISE,
     NATIVE_STRETCH,
+    YOUNG_RULES,
     Circumstances,
     Rules,
     Ruling,
@@ -47,6 +48,9 @@ PLAIN_S = 240.0
 PLAIN_MATERIAL = 2.0
 PLAIN_RATE = 0.8
 """Beyond doubt: twice what matters, at nearly the rate that is critical (guess)."""
+
+YOUNG_SHARE = 0.4
+"""Growth that began in this first part of the process's life may be its warm-up (chosen on the development corpus)."""
 
 QUICK_SHARE = 0.32
 """Windows whose ends differ by less of what matters are not looked at further: 0.8 of what `growing` needs."""
@@ -141,7 +145,7 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
         if samples < MIN_SAMPLES and not _plain(shape, samples, material, series, setting):
             why = Why.SHORT
         else:
-            rules = _rules(series, setting)
+            rules = _rules(series, setting, young=shape.start < YOUNG_SHARE * setting.elapsed)
             why = judge(shape, circumstances, rules)
             if why is Why.LEAK and work is not None:
                 fit = fit or explained_by_load(times, work, readings)
@@ -157,10 +161,12 @@ def rule(history: History, number: int, series: Series, setting: Setting) -> Rul
     return Ruling(finding, why, shape.growth, duration, since, material, shape)
 
 
-def _rules(series: Series, setting: Setting) -> Rules:
+def _rules(series: Series, setting: Setting, *, young: bool) -> Rules:
     if series.countable:
         return COUNT_RULES
-    return BRISK_RULES if setting.scale < 1.0 else LEAK_RULES
+    if setting.scale < 1.0:
+        return BRISK_RULES
+    return YOUNG_RULES if young else LEAK_RULES
 
 
 def _plain(shape: Shape, samples: int, material: float, series: Series, setting: Setting) -> bool:
