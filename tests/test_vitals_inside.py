@@ -1,6 +1,7 @@
 """Reading this process: real sockets, threads, children, memory."""
 
 import contextlib
+import errno
 import gc
 import itertools
 import mmap
@@ -130,6 +131,91 @@ def test_what_memwatch_itself_has_is_subtracted():
     assert plain["fds"] - reduced["fds"] == 2
     assert plain["children"] - reduced["children"] == 1
     assert plain["threads"] - reduced["threads"] == 1
+
+
+EXHAUSTED = """
+    import os, resource, subprocess, sys
+    from memwatch.vitals import Vitals
+
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    vitals = Vitals()
+    told = []
+    if sys.argv[1] == "later":
+        vitals.read(complete=True)
+        vitals.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    for _ in range(3):
+        poor = vitals.read(lambda name, error: told.append((name, error)), complete=True)
+    assert vitals.read_rss() is None
+    for descriptor in taken:
+        os.close(descriptor)
+    rich = vitals.read(complete=sys.argv[1] == "later")
+    print(told, vitals.failed, sorted({"rss", "sockets", "children", "limit", "threads"} & set(poor)))
+    print("heap" in poor, "heap" in rich)
+    print(sorted({"rss", "sockets", "children", "limit", "threads"} & set(rich)), rich["children"], vitals.limit is not None)
+    child.communicate()
+"""
+
+
+@pytest.mark.parametrize("when", ["from the first reading", "later"])
+def test_what_cannot_be_read_for_want_of_a_descriptor_is_absent_until_there_is_one(python, when):
+    done = python(EXHAUSTED, when)
+    assert done.stdout.splitlines() == [
+        "[] {} []",
+        f"{when == 'later'} True",
+        "['children', 'limit', 'rss', 'sockets', 'threads'] 1.0 True",
+    ]
+
+
+@pytest.mark.parametrize("when", ["from the first reading", "later"])
+def test_the_pressure_file_is_sought_again_when_it_could_not_be_opened(tmp_path, monkeypatch, when):
+    (tmp_path / "pressure").mkdir()
+    (tmp_path / "pressure" / "memory").write_text("some avg10=7.00 avg60=0.00 avg300=0.00 total=5\n")
+    vitals = Vitals(proc_root=str(tmp_path), cgroup_root=str(tmp_path))
+    if when == "later":
+        vitals.read()
+        vitals.close()
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", refuse)
+        patch.setattr("builtins.open", refuse)
+        assert "pressure" not in vitals.read()
+    assert vitals.read()["pressure"] == 7.0
+    assert vitals.failed == {}
+
+
+def test_descriptors_kept_open_are_never_those_of_the_standard_streams(python):
+    done = python(
+        """
+        import os, sys
+        from memwatch.vitals import Vitals
+        report = os.dup(1)
+        for number in (0, 1, 2):
+            os.close(number)
+        vitals = Vitals()
+        vitals.read(complete=True)
+        kept = [file.descriptor for file in (vitals._statm, vitals._stat, vitals._pressure) if file is not None]
+        free = []
+        for number in (0, 1, 2):
+            try:
+                os.fstat(number)
+            except OSError:
+                free.append(number)
+        inherited = [number for number in kept if os.get_inheritable(number)]
+        os.write(report, repr((min(kept) > 2, free, inherited, vitals.read()["rss"] > 0)).encode())
+        os._exit(0)
+        """
+    )
+    assert done.stdout == "(True, [0, 1, 2], [], True)"
 
 
 def test_a_mapped_file_is_resident_but_told_apart(vitals, tmp_path):

@@ -1,6 +1,8 @@
 """When each reading is taken."""
 
+import errno
 import gc
+import os
 import weakref
 from collections.abc import Callable
 
@@ -181,6 +183,29 @@ def test_a_source_that_raises_is_told_once_and_disabled_and_the_others_go_on():
         assert timetable.read(lambda name, error: told.append((name, type(error)))) == {"y": 1.0}
     assert told == [("bad", ZeroDivisionError)]
     assert timetable.failed == {"bad": "ZeroDivisionError: division by zero"}
+
+
+SHORTAGES = [
+    OSError(number, os.strerror(number)) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+]
+
+
+@pytest.mark.parametrize("shortage", [*SHORTAGES, MemoryError()], ids=repr)
+@pytest.mark.parametrize("pace", [Pace(), Pace(DUTY), Pace(rest_s=300.0)])
+def test_a_passing_shortage_is_no_fault_of_the_source_which_is_tried_again(shortage, pace):
+    short, told = [True], []
+
+    def source() -> dict[str, float]:
+        if short[0]:
+            raise shortage
+        return {"x": 1.0}
+
+    timetable = Timetable({"source": source}, {"source": pace}, clock=lambda: 0.0)
+    for _ in range(3):
+        assert timetable.read(lambda name, error: told.append(name)) == {}
+    assert told == [] and timetable.failed == {}
+    short[0] = False
+    assert timetable.read() == {"x": 1.0}
 
 
 @pytest.mark.parametrize("returned", [None, 3.0, {"x": "much"}])

@@ -103,7 +103,12 @@ def _statistics_printer() -> tuple[Any, ...] | None:
 
 
 def bind() -> None:
-    """Look up the C functions that the readings need (3 ms the first time), so that no reading is charged for it."""
+    """Look up the C functions that the readings need (3 ms the first time), so that no reading is charged for it.
+
+    Raises:
+        OSError: no file can be opened just now; what is not found is remembered as not there, so look later.
+    """
+    process.demand_descriptor()
     _statistics_printer()
     _malloc_functions()
     _patterns()

@@ -9,6 +9,7 @@ Law: a channel that was not read at this tick is absent; a source that fails fai
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -88,7 +89,7 @@ class Vitals:
             "sockets": self._read_sockets,
             "children": self._read_children,
             "tasks": _read_tasks,
-            "malloc": _read_malloc,
+            "malloc": self._read_malloc,
             "pools": self._read_pools,
             "collector": _read_collector,
             "gc_objects": _read_tracked,
@@ -148,16 +149,18 @@ class Vitals:
         """
         if os.getpid() != self._pid:
             self.after_fork()
-        if not self._bound:
-            heap.bind()  # once, 3 ms: not to be taken for the cost of the first reading
-            self._bound = True
+        with contextlib.suppress(OSError):  # short of descriptors: the sources that need it say so
+            self._bind()  # now, not to be taken for the cost of the first reading
         return self._timetable.read(on_error, complete=complete)
 
     def read_rss(self) -> float | None:
         """Resident bytes now, in 5 µs; None where nobody tells."""
         if os.getpid() != self._pid:
             self.after_fork()
-        return self._read_memory().get("rss")
+        try:
+            return self._read_memory().get("rss")
+        except (OSError, MemoryError):
+            return None
 
     def read_uss(self) -> int | None:
         """Bytes only this process holds, read now whatever it costs (9 to 110 ms per GiB); None where nobody tells."""
@@ -192,6 +195,11 @@ class Vitals:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _bind(self) -> None:
+        if not self._bound:
+            heap.bind()
+            self._bound = True
 
     # Quantities that costs grow with.
 
@@ -242,7 +250,13 @@ class Vitals:
         count = len(found) if found is not None else portable.children()
         return {} if count is None else {"children": max(0, count - self._own_children())}
 
+    def _read_malloc(self) -> dict[str, float]:
+        self._bind()
+        found = heap.malloc()
+        return {} if found is None else {"native": found.used_bytes + found.mapped_bytes}
+
     def _read_pools(self) -> dict[str, float]:
+        self._bind()
         pools = heap.pools()
         if pools is None:
             count = getattr(sys, "getallocatedblocks", int)()
@@ -266,20 +280,26 @@ class Vitals:
         if malloc is None or malloc.free_bytes is None:
             return None
         kept = pools.unused_bytes + malloc.free_bytes
-        memory = self._read_memory()
+        try:
+            memory = self._read_memory()
+        except OSError:
+            return None
         if "file" not in memory:
             return kept
         return min(kept, max(0.0, memory["rss"] - memory["file"] - pools.allocated_bytes - malloc.used_bytes))
 
     def _read_unique(self) -> dict[str, float]:
+        process.demand_descriptor()
         return _present(uss=self.read_uss())
 
     def _read_limit(self) -> dict[str, float]:
+        process.demand_descriptor()
         self.limit = limits.effective_limit(cgroup_root=self._cgroup_root, proc_root=self._proc_root)
         return {} if self.limit is None else {"limit": self.limit.bytes}
 
     def _read_pressure(self) -> dict[str, float]:
         if not self._pressure_sought:
+            process.demand_descriptor()
             self._pressure_sought = True
             path = limits.pressure_file(cgroup_root=self._cgroup_root, proc_root=self._proc_root)
             self._pressure = None if path is None else process.OpenFile(path, 256)
@@ -292,11 +312,6 @@ def _read_cpu() -> dict[str, float]:
 
 def _read_tasks() -> dict[str, float]:
     return _present(tasks=tasks.count_tasks())
-
-
-def _read_malloc() -> dict[str, float]:
-    found = heap.malloc()
-    return {} if found is None else {"native": found.used_bytes + found.mapped_bytes}
 
 
 def _read_collector() -> dict[str, float]:
@@ -312,11 +327,17 @@ def _present(**values: float | None) -> dict[str, float]:
 
 
 def _recognised(file: process.OpenFile, parse: Callable[[bytes], _Parsed | None]) -> _Parsed | None:
-    """Read and parse a file kept open; open it anew if what came is not that file (its descriptor was closed and given away)."""
+    """Read and parse a file kept open; open it anew if what came is not that file (its descriptor was closed and given away).
+
+    Raises:
+        OSError: it cannot be opened just now.
+    """
     for _ in range(2):
         try:
             parsed = parse(file.read())
-        except OSError:
+        except OSError as error:
+            if process.is_shortage(error):
+                raise
             return None
         if parsed is not None:
             return parsed

@@ -164,9 +164,11 @@ class OutsideVitals:
     def _read_unique(self) -> dict[str, float]:
         if self._portable:
             return _present(uss=self._ask("uss", lambda: portable.unique_bytes(self.pid)))
+        process.demand_descriptor()
         return _present(uss=self._ask("uss", lambda: process.unique_bytes(self._folder)))
 
     def _read_limit(self) -> dict[str, float]:
+        process.demand_descriptor()
         self.limit = limits.effective_limit(cgroup_root=self._cgroup_root, proc_root=self._proc_root, pid=self.pid)
         return {} if self.limit is None else {"limit": self.limit.bytes}
 

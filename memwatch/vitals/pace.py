@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from memwatch.vitals.process import is_shortage
+
 Read = Callable[[], Mapping[str, float]]
 OnError = Callable[[str, Exception], None]
 
@@ -101,7 +103,8 @@ class Timetable:
         """Take every reading that is due.
 
         Args:
-            on_error: called once with the name and the exception of a source that raised; that source is disabled.
+            on_error: called once with the name and the exception of a source that raised; that source is disabled.  A passing
+                shortage (of descriptors, of memory) is not the source's fault: its reading is absent, and tried again.
             complete: take all of them, due or not, except those that their pace refuses at their expected cost.
 
         Returns:
@@ -117,6 +120,8 @@ class Timetable:
             except self._passes:
                 raise
             except Exception as error:
+                if is_shortage(error):
+                    continue  # absent now, and tried again at the next tick
                 self.failed[name] = f"{type(error).__name__}: {error}"
                 if on_error is not None:
                     on_error(name, error)

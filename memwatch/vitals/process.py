@@ -9,11 +9,36 @@ guessed at.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NamedTuple
 
+# Running out of descriptors, memory or patience passes; it says nothing about what was asked.
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
+_STANDARD_STREAMS = 3
+
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether *error* tells that the process or the machine is short of something just now: ask again later."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES)
+
+
+def demand_descriptor() -> None:
+    """Return if a file can be opened just now.
+
+    For those that take a file which cannot be opened for one that is not there, and would remember that.  5 µs.
+
+    Raises:
+        OSError: it cannot, for want of a descriptor or of memory.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if is_shortage(error):
+            raise
 
 
 class OpenFile:
@@ -63,9 +88,26 @@ class OpenFile:
         self.close()
 
     def _open(self) -> int:
-        self.descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.descriptor = _above_standard_streams(os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
         self._identity = _identity(self.descriptor)
         return self.descriptor
+
+
+def _above_standard_streams(descriptor: int) -> int:
+    """The same open file, under a number that nobody takes for standard input, output or error.
+
+    A program that was started with those closed would write its errors to our file, or open its own under our number.
+    """
+    if descriptor >= _STANDARD_STREAMS:
+        return descriptor
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
+    finally:
+        os.close(descriptor)
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
@@ -242,6 +284,9 @@ def count_sockets(process: str) -> int | None:
 def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...] | None:
     """The child processes of *pid* (None is this process), those included that nobody has waited for; None without /proc.
 
+    Raises:
+        OSError: no file can be opened just now.
+
     Cost: one small file per thread where the kernel has `task/*/children`; else one small file per process of the machine, about
     15 µs each.
     """
@@ -249,7 +294,9 @@ def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...]
     threads = f"{folder}/task"
     try:
         names = os.listdir(threads)
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return None
     listed: list[int] = []
     for name in names:
@@ -259,7 +306,9 @@ def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...]
         except FileNotFoundError:
             if os.path.isdir(f"{threads}/{name}"):  # the thread lives: this kernel lacks the file
                 return _children_by_parent(folder, proc_root)
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise  # a part of them would be taken for all
             continue
     return tuple(listed)
 
