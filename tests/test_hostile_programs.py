@@ -53,7 +53,8 @@ def test_a_program_that_closes_every_descriptor_keeps_its_files_and_descriptors_
 def test_threads_that_fork_at_the_same_time_and_starts_and_stops_meanwhile_never_hang(tmp_path: Path, python: Any) -> None:
     done = python(
         """
-        import faulthandler, os, sys, threading, time, memwatch
+        import faulthandler, os, sys, threading, time, warnings, memwatch
+        warnings.simplefilter("ignore")  # of 3.12 and later: this program forks beside threads of its own
         sys.setswitchinterval(1e-5)
         faulthandler.dump_traceback_later(50, exit=True)
         def forks():

@@ -404,3 +404,31 @@ def test_the_time_left_is_that_of_resident_memory_where_it_grows_faster_than_the
     assert verdict.rate == pytest.approx(0.6 * 0.03 * MIB, rel=0.1)
     left_s = (limit - (200 * MIB + 899 * 0.3 * MIB)) / (0.03 * MIB)
     assert verdict.exhausted_in_s == pytest.approx(left_s, rel=0.1)
+
+
+@pytest.mark.parametrize("period", [1, 5, 20, 60, 120])
+def test_the_kind_does_not_waver_where_the_python_heap_is_read_rarely(period: int) -> None:
+    detector, kinds = LeakDetector(0.5, limit=24e9), []
+    random = Random(1)
+    for number in range(2400):
+        grown = number * 0.5 * MIB
+        values = {"rss": 40 * MIB + grown + random.random() * MIB, "native": 4.2 * MIB, "cpu": number * 0.1}
+        if number % period == 0:
+            heap = 20 * MIB + 0.95 * grown
+            values |= {"heap": heap, "blocks": heap / 60, "large_blocks": 3000.0, "retained": 1.5 * MIB}
+        verdict = detector.update(1.8e9 + number * 0.5, values)
+        if verdict.state == "leaking" and (not kinds or kinds[-1] != verdict.kind):
+            kinds.append(verdict.kind)
+    assert kinds in (["python-heap"], ["none", "python-heap"])
+
+
+def test_what_is_growing_is_never_called_no_leak_in_the_same_breath() -> None:
+    random = Random(5)
+    for seed in range(20):
+        detector, level, rate = LeakDetector(0.5), 100.0, random.uniform(0.05, 0.5)
+        for number in range(400):
+            level += rate if number < 20 + 10 * seed else 0.0
+            verdict = detector.update(1.8e9 + number * 0.5, {"rss": (level + random.random()) * MIB, "cpu": number * 0.1})
+            if verdict.state == "growing":
+                assert "not a leak" not in verdict.reason
+                assert "no leak" not in verdict.reason

@@ -153,8 +153,8 @@ class RecordWriter:
     def abandon(self) -> None:
         """In a forked child: drop the parent's record without touching it.
 
-        SQLite forbids using or closing a connection that was carried over a fork, so it is made immortal; its descriptors are closed,
-        where they are still the record's.
+        SQLite forbids using or closing a connection that was carried over a fork, so it is made immortal; its descriptors are
+        closed, where they are still the record's.
         """
         _immortalise(self._connection)
         for descriptor, identity in self._descriptors.items():

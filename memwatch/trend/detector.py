@@ -180,10 +180,15 @@ class LeakDetector:
         for channel, kind in RESOURCE_KINDS.items():
             if self._tracks[channel].suspected:
                 return kind
-        alarm = track.alarm
-        if alarm is None:
+        if track.alarm is None:
             return "none"
-        level = self._history.levels[alarm.level]
+        # The window of the alarm, or the next longer one in which the Python heap was read often enough to say.
+        for level in self._history.levels[track.alarm.level :]:
+            grown = growths(level, len(level) // 8 if level.closed <= BUCKETS else 0)
+            kind = memory_kind(grown)
+            if grown.heap is not None and kind != "none":
+                return kind
+        level = self._history.levels[track.alarm.level]
         return memory_kind(growths(level, len(level) // 8 if level.closed <= BUCKETS else 0))
 
     def _overall(self) -> Verdict:

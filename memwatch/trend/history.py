@@ -112,4 +112,3 @@ class History:
     def samples(self) -> int:
         """Buckets of the finest level seen since the start."""
         return self.levels[0].closed
-

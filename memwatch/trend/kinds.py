@@ -68,9 +68,7 @@ def memory_kind(growths: Growths) -> Kind:
         return "native"
     if kept_by_allocators(growths):
         return "fragmentation"
-    if growths.heap is None and growths.native is None:
-        return "none"
-    return "native"
+    return "none" if growths.heap is None else "native"
 
 
 def kept_by_allocators(growths: Growths) -> bool:

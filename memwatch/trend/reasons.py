@@ -76,6 +76,19 @@ def harmless(channel: str, ruling: Ruling, bounded: str | None) -> str:
             return f"{name} grew {grew} in {took}"
 
 
+def bounded(channel: str, bound: str) -> str:
+    """Evidence has explained the growth, and nothing has been judged since."""
+    return f"what {title(channel)} grew by is bounded: {bound}"
+
+
+def settling(channel: str, ruling: Ruling, bounded: str | None) -> str:
+    """Why growth that was watched may be over."""
+    what = harmless(channel, ruling, bounded)
+    for conclusion in (", not a leak", ": not a leak", ", no leak"):
+        what = what.replace(conclusion, "")
+    return f"it was growing and may be settling: {what}"
+
+
 def growing(channel: str, ruling: Ruling) -> str:
     """Why growth is watched but not yet called a leak."""
     name, verb = title(channel), "have" if _plural(channel) else "has"

@@ -155,8 +155,15 @@ class Track:
             return self._leaking(self.alarm, ruling, setting, limit, rss_rate)
         if history.samples < MIN_SAMPLES and state == "warming-up":
             return Verdict(channel, state, limit=limit, reason=reasons.too_few(history.samples, MIN_SAMPLES))
+        if ruling is None and state == "recovering" and self.alarm is not None:
+            grown, since_s = self.alarm.ruling.growth, setting.elapsed - self.over
+            reason = reasons.recovering(channel, grown, given_back=self.given_back, since_s=since_s)
+            return Verdict(channel, state, limit=limit, reason=reason)
+        if ruling is None and self.series.bound is not None:
+            return Verdict(channel, state, limit=limit, reason=reasons.bounded(channel, self.series.bound.reason))
         if ruling is None:
-            return Verdict(channel, state, limit=limit, reason=reasons.too_rare(channel))
+            early: State = "warming-up" if state == "stable" else state
+            return Verdict(channel, early, limit=limit, reason=reasons.too_rare(channel))
         direction: Direction = "stable"
         if ruling.finding is not Finding.FLAT:
             direction = "increasing"
@@ -167,9 +174,12 @@ class Track:
             reason = reasons.recovering(channel, self.alarm.ruling.growth, given_back=self.given_back, since_s=since_s)
         elif ruling.finding is not Finding.FLAT:
             reason = reasons.growing(channel, ruling)
+        elif state == "growing":
+            reason = reasons.settling(channel, ruling, self.series.bound.reason if self.series.bound else None)
         else:
             reason = reasons.harmless(channel, ruling, self.series.bound.reason if self.series.bound else None)
-        low, high = _interval(ruling)
+        # A rate has an interval where somebody looked closer than "too small to matter".
+        low, high = (None, None) if state == "stable" and ruling.why is Why.SMALL else _interval(ruling)
         return Verdict(
             channel, state, direction, ruling.rate, low, high, since=ruling.since, grown=ruling.growth, limit=limit, reason=reason
         )

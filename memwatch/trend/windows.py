@@ -60,6 +60,10 @@ MOST = {"fds": 64.0, "sockets": 64.0, "threads": 64.0, "tasks": 64.0, "children"
 32, anyio at 40), so that a pool which fills is below it (guess)."""
 
 
+SPAN_LEAST = 0.33
+"""Readings of a series that span a smaller part of a window say nothing about it (guess)."""
+
+
 class Setting(NamedTuple):
     """What a track is told about the process at a sample."""
 
@@ -216,17 +220,27 @@ def earlier_high(history: History, number: int, first: int, series: Series) -> f
 
 
 def growths(level: Level, first: int) -> Growths:
-    """How much every memory series grew from bucket *first* of *level* to now."""
+    """How much every memory series grew from bucket *first* of *level* to now.
+
+    A series that is read rarely was last read a while ago: what it grew by is told for the whole window at the pace of its readings,
+    and not at all where they span less than a third of it.
+    """
+    elapsed = level.columns["elapsed"]
+    duration = elapsed[-1] - elapsed[first]
 
     def growth(name: str) -> float | None:
         column = level.columns.get(name)
         if column is None:
             return None
-        kept = [value for value in column[first:] if value == value]
+        kept = [i for i in range(first, len(column)) if column[i] == column[i]]
         if len(kept) < 2:
             return None
         part = max(1, len(kept) // 8)
-        return min(kept[-part:]) - min(kept[:part])
+        head, tail = kept[:part], kept[-part:]
+        span = sum([elapsed[i] for i in tail]) / part - sum([elapsed[i] for i in head]) / part
+        if span <= 0.0 or span < SPAN_LEAST * duration:
+            return None
+        return (min([column[i] for i in tail]) - min([column[i] for i in head])) * duration / span
 
     return Growths(
         rss=growth("anonymous"),
