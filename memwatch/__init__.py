@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from memwatch.blocks import Block
@@ -187,8 +187,14 @@ def collect_garbage() -> Freed:
     return collect_garbage()
 
 
-def on_cleanup(hook: H, priority: int = 0, level: HookLevel = "warning") -> H:
+@overload
+def on_cleanup(hook: H, priority: int = 0, level: HookLevel = "warning") -> H: ...
+@overload
+def on_cleanup(hook: None = None, priority: int = 0, level: HookLevel = "warning") -> Callable[[H], H]: ...
+def on_cleanup(hook: H | None = None, priority: int = 0, level: HookLevel = "warning") -> H | Callable[[H], H]:
     """Register a function that gives memory back under pressure; returns it, so that it serves as a decorator.
+
+    `@on_cleanup` and `@on_cleanup(priority=1)` both work.
 
     Args:
         hook: called with a `Pressure`; returns the bytes it freed, or None.  A bound method or callable object is held weakly: it
@@ -200,6 +206,8 @@ def on_cleanup(hook: H, priority: int = 0, level: HookLevel = "warning") -> H:
     Raises:
         TypeError, ValueError: not callable, or an unknown level.
     """
+    if hook is None:
+        return lambda decorated: on_cleanup(decorated, priority, level)
     _relief_hooks().add(hook, priority=priority, level=level)
     return hook
 

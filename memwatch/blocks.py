@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from memwatch.osthread import get_ident
+from memwatch.units import format_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +26,8 @@ COUNT_BELOW_BYTES = 256 * 2**20
 """Counting the allocator's blocks walks all of its pools with the GIL held: 6 ms at 1 GiB, under 1 ms below this."""
 TELL_BYTES = 2**20
 """Growth of less than this by one call of a decorated function is counted, not told: a function may be called millions of times."""
+TELL_BLOCK_BYTES = 2**16
+"""The same for a `with` block, after its first run."""
 
 
 class Growth(NamedTuple):
@@ -63,6 +66,9 @@ class Block:
         self._open: dict[int, list[tuple[_Reading, float]]] = {}
         self._running = 0
 
+    def __repr__(self) -> str:
+        return f"<track {self.name!r}: {self.calls} calls, {format_size(self.total_rss_bytes, sign=True)} resident>"
+
     def __enter__(self) -> Self:
         self._open.setdefault(get_ident(), []).append(self._begin())
         return self
@@ -71,7 +77,7 @@ class Block:
         ident = get_ident()
         stack = self._open.get(ident)
         if stack:
-            self._end(*stack.pop(), always=True)
+            self._end(*stack.pop(), worth_bytes=TELL_BLOCK_BYTES if self.calls else 0)
             if not stack:
                 self._open.pop(ident, None)
 
@@ -91,7 +97,7 @@ class Block:
                 try:
                     return await function(*args, **kwargs)
                 finally:
-                    self._end(*begun, always=False)
+                    self._end(*begun, worth_bytes=TELL_BYTES)
 
             return measured_coroutine  # type: ignore[return-value]
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -106,7 +112,7 @@ class Block:
             try:
                 return function(*args, **kwargs)
             finally:
-                self._end(*begun, always=False)
+                self._end(*begun, worth_bytes=TELL_BYTES)
 
         return measured
 
@@ -121,7 +127,7 @@ class Block:
         self._running += 1
         return self._reading(), time.perf_counter()
 
-    def _end(self, before: _Reading, started_s: float, *, always: bool) -> None:
+    def _end(self, before: _Reading, started_s: float, *, worth_bytes: float) -> None:
         took_s = time.perf_counter() - started_s
         after = self._reading()
         self._running -= 1
@@ -131,7 +137,7 @@ class Block:
         rss = self.growth.rss_bytes or 0.0
         self.total_rss_bytes += rss
         self.peak_growth_bytes = max(self.peak_growth_bytes, rss)
-        if always or rss >= TELL_BYTES:
+        if abs(rss) >= worth_bytes:
             self._tell(
                 {
                     "name": self.name,

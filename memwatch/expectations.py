@@ -102,7 +102,7 @@ class Expectations:
             "reason": expectation.reason,
             "alive_s": round(now_s - expectation.since_s, 1),
             "held_by": held_by,
-            "note": note,
+            "note": None if held_by else note,
         }
 
 

@@ -653,8 +653,9 @@ def _log_event(event: Event) -> None:
     elif event.what == "alert":
         _say("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
     elif event.what == "finding":
-        held = " ← ".join(reversed(details["held_by"])) or details["note"]
-        _say("%s is still alive after %.0f s (%s); held by %s", details["type"], details["alive_s"], details["reason"], held)
+        reason = f" ({details['reason']})" if details["reason"] else ""
+        held = "held by " + " → ".join(details["held_by"]) if details["held_by"] else details["note"]
+        _say("%s is still alive after %.0f s%s: %s", details["type"], details["alive_s"], reason, held)
 
 
 def _text(thing: object) -> str:

@@ -78,11 +78,19 @@ def test_async_with_works_as_with() -> None:
     assert asyncio.run(main()).calls == 1
 
 
+def test_a_with_block_that_grew_by_nothing_is_told_once_and_then_only_counted() -> None:
+    block, told = block_of([0] * 20)
+    for _ in range(10):
+        with block:
+            pass
+    assert (block.calls, len(told)) == (10, 1)
+
+
 def test_blocks_nest_and_each_tells_its_own_growth() -> None:
-    block, told = block_of([0, 10, 30, 100])
+    block, told = block_of([0, 10 * MIB, 30 * MIB, 100 * MIB])
     with block, block:
         pass
-    assert [details["rss"] for details in told] == [20, 100]
+    assert [details["rss"] for details in told] == [20 * MIB, 100 * MIB]
 
 
 def test_a_generator_function_is_refused_with_what_to_do() -> None:

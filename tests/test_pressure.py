@@ -161,10 +161,15 @@ def test_on_cleanup_serves_as_a_decorator_and_leaves_the_function_as_it_is() -> 
     def drop(pressure: Pressure) -> int:
         return 5
 
+    @memwatch.on_cleanup(priority=1, level="critical")
+    def drop_more(pressure: Pressure) -> int:
+        return 6
+
     try:
-        assert drop(WARNING) == 5
+        assert (drop(WARNING), drop_more(CRITICAL)) == (5, 6)
     finally:
         memwatch.remove_cleanup(drop)
+        memwatch.remove_cleanup(drop_more)
 
 
 def test_the_name_of_a_hook_never_runs_its_repr() -> None:

@@ -222,8 +222,8 @@ def earlier_high(history: History, number: int, first: int, series: Series) -> f
 def growths(level: Level, first: int) -> Growths:
     """How much every memory series grew from bucket *first* of *level* to now.
 
-    A series that is read rarely was last read a while ago: what it grew by is told for the whole window at the pace of its readings,
-    and not at all where they span less than a third of it.
+    A series that is read rarely was last read a while ago: what it grew by is told for the whole window at the pace of its
+    readings, and not at all where they span less than a third of it.
     """
     elapsed = level.columns["elapsed"]
     duration = elapsed[-1] - elapsed[first]
