@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 from memwatch import config as settings
 from memwatch import forks, osthread, units
 from memwatch.expectations import Expectations
+from memwatch.interpreters import refusal
 from memwatch.journal import Journal
 from memwatch.model import Event, Process, Report, Sample, Statistics, Verdict
 from memwatch.pressure import Pressure, ReliefHooks, hook_name
@@ -30,7 +31,7 @@ from memwatch.relief import Relief, Situation
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
 from memwatch.vitals import Vitals
-from memwatch.whoami import describe_process, refusal
+from memwatch.whoami import describe_process
 
 log = logging.getLogger("memwatch")
 

@@ -114,17 +114,3 @@ def is_dead(path: Path) -> bool:
         return not process_is_running(read_report(path, history=False).process)
     except RecordError:
         return False
-
-
-def refusal() -> str | None:
-    """Why this interpreter is not to be watched; None if it is."""
-    for module_name in ("_interpreters", "_xxsubinterpreters"):
-        try:
-            module = __import__(module_name)
-            current, main = module.get_current(), module.get_main()
-        except (ImportError, AttributeError):
-            continue
-        if current != main:
-            return "this is a sub-interpreter; start memwatch in the main one, it sees the whole process"
-        break
-    return None
