@@ -1,17 +1,19 @@
 """The nouns of memwatch: plain, frozen, serialisable data.  This module imports nothing of ours.
 
 Law: every class here has `to_dict()` (JSON types only) and `from_dict()`, and `from_dict(to_dict(x)) == x`.  A reader
-ignores keys it does not know, so that an older reader opens a newer record of the same schema.  Absent is absent (or
-`None`), never 0.
+ignores keys it does not know, so that an older reader opens a newer record of the same schema.  What is read has the types
+its fields declare, or reading it is a `ValueError` that names the key: a renderer never meets anything else.  Absent is
+absent (or `None`), never 0.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 SCHEMA = 1
 
@@ -22,6 +24,9 @@ Kind = Literal["python-heap", "native", "fragmentation", "descriptors", "threads
 KINDS: tuple[Kind, ...] = ("python-heap", "native", "fragmentation", "descriptors", "threads", "tasks", "children", "none")
 Severity = Literal["warning", "critical"]
 Fate = Literal["running", "exited", "killed"]
+
+NO_GOODBYE = "no goodbye"
+"""What `Process.end` begins with where nobody saw the end: the process is gone and said nothing."""
 
 # Worst first: which verdict stands for a whole directory, and what `--fail-on` compares.
 SEVERITY_ORDER: tuple[State, ...] = ("leaking", "growing", "recovering", "warming-up", "stable")
@@ -64,21 +69,133 @@ CHANNEL_BY_NAME: Mapping[str, Channel] = {channel.name: channel for channel in C
 
 
 def iso(time_s: float | None) -> str | None:
-    """Render a Unix time as ISO 8601 in UTC with a trailing Z; None stays None."""
+    """Render a Unix time as ISO 8601 in UTC with a trailing Z; None stays None.
+
+    What is no moment of the calendar (NaN, infinities, years before 1 and after 9999) is None, too: it never raises.
+    """
     if time_s is None:
         return None
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    try:
+        return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def unix(text: str | None) -> float | None:
-    """Parse what `iso` renders."""
-    return None if text is None else datetime.fromisoformat(text).timestamp()
+    """Parse what `iso` renders.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{_said(text)} is not a time")
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"{_said(text)} is not a time") from None
+
+
+DEEPEST = 20
+"""Levels of lists and objects in the details of an event, far below where rendering them would meet Python's recursion limit."""
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "State": STATES,
+    "Kind": KINDS,
+    "Direction": get_args(Direction),
+    "Severity": get_args(Severity),
+    "Fate": get_args(Fate),
+}
 
 
 def _plain(cls: type, source: Mapping[str, Any], **converted: Any) -> dict[str, Any]:
-    """Keep the keys of *source* that *cls* knows, with *converted* taking precedence."""
-    known = {item.name for item in fields(cls)}
-    return {key: value for key, value in source.items() if key in known} | converted
+    """Keep the keys of *source* that *cls* knows, each checked, with *converted* taking precedence."""
+    _object(cls.__name__, source)
+    plain = dict(converted)
+    for item in fields(cls):
+        if item.name in source and item.name not in converted:
+            plain[item.name] = _checked(item.name, str(item.type), source[item.name])
+        elif item.name not in converted and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{item.name}: is missing")
+    return plain
+
+
+def _checked(key: str, declared: str, value: Any) -> Any:
+    """*value* if it is what a field *declared*, as the source says it, may hold."""
+    wanted = declared.removesuffix(" | None")
+    if value is None and wanted != declared:
+        return None
+    good = False
+    match wanted:
+        case "str":
+            good = isinstance(value, str)
+        case "bool":
+            good = isinstance(value, bool)
+        case "int":
+            good = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        case "float":
+            finite = _is_finite(value)
+            if finite is False and wanted != declared:
+                return None  # no number is known: JSON has no word for it, and what wrote one meant that
+            good = finite is True
+        case "tuple[str, ...]":
+            good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+            value = tuple(value) if good else value
+        case "Mapping[str, str]":
+            good = isinstance(value, Mapping) and all(isinstance(item, str) for pair in value.items() for item in pair)
+        case "Mapping[str, float]":
+            # Of a day's samples each comes by here: no call of ours per value.
+            good = isinstance(value, Mapping) and {*map(type, value)} <= {str} and {*map(type, value.values())} <= {int, float}
+            try:
+                if good and not all(map(math.isfinite, value.values())):  # not a reading: absent
+                    value = {name: item for name, item in value.items() if math.isfinite(item)}
+            except OverflowError:  # an integer that no float holds
+                good = False
+        case "Mapping[str, Any]":
+            good = isinstance(value, Mapping) and _is_shallow(value, DEEPEST)
+        case _:
+            good = isinstance(value, str) and value in _CHOICES[wanted]
+    if not good:
+        raise ValueError(f"{key}: {_said(value)} is not what it may be ({declared})")
+    return value
+
+
+def _is_finite(value: Any) -> bool | None:
+    """Whether a number is finite; None for what is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return None
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        return levels > 0 and all(isinstance(key, str) and _is_shallow(item, levels - 1) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return levels > 0 and all(_is_shallow(item, levels - 1) for item in value)
+    return True
+
+
+def _object(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key}: {_said(value)} is not an object")
+    return value
+
+
+def _items(source: Mapping[str, Any], key: str) -> Iterable[Any]:
+    value = source.get(key)
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{key}: {_said(value)} is not a list")
+    return value or ()
+
+
+def _said(value: Any) -> str:
+    """A value that is not accepted, as a message shows it: of lists and objects, and of endless numbers, the type alone."""
+    short = isinstance(value, str | bool | float) or value is None or (isinstance(value, int) and abs(value) < 2**63)
+    text = repr(value) if short else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +268,7 @@ class Suspect:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        return cls(**_plain(cls, source, trail=tuple(source.get("trail") or ())))
+        return cls(**_plain(cls, source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +291,7 @@ class Evidence:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        suspects = tuple(Suspect.from_dict(item) for item in source.get("suspects") or ())
+        suspects = tuple(Suspect.from_dict(item) for item in _items(_object("evidence", source), "suspects"))
         return cls(**_plain(cls, source, suspects=suspects))
 
 
@@ -195,8 +312,17 @@ class Event:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        details = {key: value for key, value in source.items() if key not in ("time", "what")}
-        return cls(time_s=unix(source["time"]) or 0.0, what=source["what"], details=details)
+        details = {key: value for key, value in _object("event", source).items() if key not in ("time", "what")}
+        return cls.checked(unix(source.get("time")) or 0.0, source.get("what"), details)
+
+    @classmethod
+    def checked(cls, time_s: Any, what: Any, details: Any) -> Self:
+        """An event from parts that come from a file.
+
+        Raises:
+            ValueError: one of them is not what an event may hold.
+        """
+        return cls(**_plain(cls, {"time_s": time_s, "what": what, "details": details}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +364,6 @@ class Process:
             **_plain(
                 cls,
                 source,
-                command=tuple(source.get("command") or ()),
-                labels=dict(source.get("labels") or {}),
                 started=unix(source.get("started")),
                 ended=unix(source.get("ended")),
             )
@@ -266,7 +390,7 @@ class ChannelSummary:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        return cls(**_plain(cls, source, taken=unix(source.get("taken"))))
+        return cls(**_plain(cls, source, taken=unix(_object("channel", source).get("taken"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +410,8 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        channels = {name: ChannelSummary.from_dict(item) for name, item in (source.get("channels") or {}).items()}
+        found = _object("channels", source.get("channels") or {})
+        channels = {str(name): ChannelSummary.from_dict(item) for name, item in found.items()}
         return cls(**_plain(cls, source, channels=channels))
 
 
@@ -336,7 +461,7 @@ class Report:
         label = "" if first is None else "".join(char for char in first.label if not char.isdigit())
         root = first.trail[0] if first is not None and first.trail else ""
         text = "\n".join((self.process.name, self.verdict.kind, self.verdict.channel, label, root))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -354,16 +479,16 @@ class Report:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        schema = source.get("schema")
+        schema = _object("report", source).get("schema")
         if schema != SCHEMA:
-            raise ValueError(f"this report has schema {schema!r}; this memwatch reads schema {SCHEMA}")
+            raise ValueError(f"this report has schema {_said(schema)}; this memwatch reads schema {SCHEMA}")
         return cls(
-            process=Process.from_dict(source["process"]),
-            verdict=Verdict.from_dict(source["verdict"]),
+            process=Process.from_dict(_object("process", source.get("process"))),
+            verdict=Verdict.from_dict(_object("verdict", source.get("verdict"))),
             statistics=Statistics.from_dict(source),
-            evidence=tuple(Evidence.from_dict(item) for item in source.get("evidence") or ()),
-            caches=tuple(source.get("caches") or ()),
-            events=tuple(Event.from_dict(item) for item in source.get("events") or ()),
+            evidence=tuple(Evidence.from_dict(item) for item in _items(source, "evidence")),
+            caches=tuple(_checked("caches", "Mapping[str, Any]", item) for item in _items(source, "caches")),
+            events=tuple(Event.from_dict(item) for item in _items(source, "events")),
         )
 
     def render(self, format: str = "text") -> str:

@@ -176,7 +176,9 @@ def killed() -> Report:
     whole = leak()
     return Report(
         process=process(
-            fate="killed", ended=NOW_S + 7, end="no goodbye: it was killed or crashed; OOM kills in its control group since: 1"
+            fate="killed",
+            ended=NOW_S + 7,
+            end="no goodbye: killed by a signal, or left by os._exit; OOM kills in its control group since: 1",
         ),
         verdict=whole.verdict,
         statistics=Statistics(

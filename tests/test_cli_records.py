@@ -214,7 +214,7 @@ def test_ps_has_one_line_a_record_the_worst_first(several: Path) -> None:
     assert shown.returncode == 0 and len(lines) == 5
     assert [line.split("  ")[0] for line in lines[1:]] == ["LEAK", "LEAK", "GROWING", "NOT A LEAK"]
     assert re.search(
-        r"LEAK +api-worker\[4242\] +Python heap +\+12.4 MiB/min +1.21 of 2.00 GiB +for 60 min, killed \(no good", shown.stdout
+        r"LEAK +api-worker\[4242\] +Python heap +\+12.4 MiB/min +1.21 of 2.00 GiB +for 60 min, gone \(no good", shown.stdout
     )
     assert [char for char in shown.stdout if not char.isprintable() and char != "\n"] == []
 
@@ -229,7 +229,9 @@ def test_ps_json_has_the_verdict_and_the_file_of_each(several: Path) -> None:
 def test_ps_is_a_sentence_a_record_where_columns_do_not_fit(several: Path) -> None:
     shown = memwatch("ps", "--directory", several, env=os.environ | {"COLUMNS": "60"}).stdout
     assert max(map(cells, shown.splitlines())) <= 60
-    assert shown.startswith("LEAK  api-worker[4242]  Python heap  +12.4 MiB/min") and "; killed: no\n  goodbye" in shown
+    assert shown.startswith("LEAK  api-worker[4242]  Python heap  +12.4 MiB/min") and "; gone: no goodbye: killed by a" in " ".join(
+        shown.split()
+    )
 
 
 def test_ps_without_records_says_so_and_is_fine(tmp_path: Path) -> None:

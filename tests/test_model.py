@@ -92,3 +92,42 @@ def test_the_worst_verdict_is_the_leaking_one_that_runs_out_first() -> None:
     late, soon = replace(VERDICT, exhausted_in_s=9e9), replace(VERDICT, exhausted_in_s=60.0)
     assert worst([Verdict("rss", "stable"), late, Verdict("rss", "growing"), soon]) == soon
     assert worst([]) is None
+
+
+@pytest.mark.parametrize("time_s", [float("nan"), float("inf"), -float("inf"), 1e300, 253402300800.0, -1e12])
+def test_a_time_outside_the_calendar_is_none_and_never_raises(time_s: float) -> None:
+    assert iso(time_s) is None
+
+
+def test_a_name_that_is_no_text_has_a_fingerprint() -> None:
+    named = [replace(REPORT, process=replace(PROCESS, name=name)).fingerprint for name in ("n\udcfe", "n\udcff")]
+    assert len(set(named)) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("process", "pid"), "4242"), (("process", "pid"), True), (("process", "name"), 3), (("process", "command"), "python"),
+        (("process", "labels"), {"a": 1}), (("process", "started"), 1.8e9), (("process", "started"), "soon"),
+        (("process", "fate"), "lost"), (("process", "interval_s"), "10s"), (("verdict", "state"), "leaky"),
+        (("verdict", "rate"), None), (("verdict", "rate"), 10**400), (("verdict", "kind"), []), (("verdict", "reason"), None),
+        (("channels", "rss"), 3), (("channels", "rss", "peak"), "4"), (("channels",), [1]), (("samples",), 1.5),
+        (("evidence",), {"a": 1}), (("evidence", 0, "suspects", 0, "label"), None), (("evidence", 0, "suspects", 0, "trail"), "a"),
+        (("caches",), [3]), (("events", 0, "what"), 3), (("events", 0, "time"), "9999"), (("process",), None),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_naming_its_key(path: tuple, value: object) -> None:
+    source = json.loads(json.dumps(REPORT.to_dict()))
+    place = source
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    key = next(step for step in reversed(path) if isinstance(step, str))
+    with pytest.raises(ValueError, match=rf"{key}|is not a time|is not an object"):
+        Report.from_dict(source)
+
+
+def test_a_number_that_is_not_finite_is_absent_where_it_may_be() -> None:
+    read = Report.from_dict(REPORT.to_dict() | {"verdict": VERDICT.to_dict() | {"exhausted_in_s": float("inf")}})
+    assert read.verdict.exhausted_in_s is None
+    assert Sample.from_dict({"time_s": 1.0, "uptime_s": 0.0, "values": {"a": float("nan"), "b": 1}}).values == {"b": 1}

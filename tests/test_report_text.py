@@ -58,7 +58,7 @@ def test_counted_things_are_told_in_counts() -> None:
 
 def test_a_dead_process_has_no_time_left() -> None:
     first = reports.headline(cases.killed())
-    assert "out of memory in" not in first and "; killed: no goodbye" in first
+    assert "out of memory in" not in first and "; gone: no goodbye" in first
 
 
 @pytest.mark.parametrize("format", reports.FORMATS)
@@ -103,6 +103,38 @@ def test_a_report_without_any_history_of_a_newer_writer_still_renders() -> None:
     odd = (Event(cases.NOW_S, "pressure", {"colour": "red"}), Event(cases.NOW_S, "teleport", {"rss": 1048576, "took_s": 2.0}))
     text = reports.render(replace(cases.empty(), events=odd))
     assert "colour red" in text and "rss 1.00 MiB, took_s 2.0 s" in text
+
+
+def test_a_death_that_nobody_saw_is_not_told_as_a_crash() -> None:
+    text = reports.render(cases.killed())
+    assert "gone: no goodbye: killed by a signal, or left by os._exit" in text and "crash" not in text
+
+
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_a_channel_read_too_rarely_has_neither_rate_nor_state_and_clears_nothing(format: str) -> None:
+    whole = cases.leak()
+    rare = replace(cases.channel(96 * cases.MIB), reason="malloc memory in use was not read often enough yet")
+    channels = dict(whole.statistics.channels) | {"native": rare}
+    text = reports.render(replace(whole, statistics=replace(whole.statistics, channels=channels)), format)
+    (row,) = [line for line in text.splitlines() if "malloc in use" in line]
+    assert "too few readings" in row and "stable" not in row and " 0 " not in row
+    assert "native heap (stable)" not in text
+
+
+@pytest.mark.parametrize("time_s", [1e300, -1e300, float("nan"), float("inf"), 253402300800.0])
+@pytest.mark.parametrize("format", reports.FORMATS)
+def test_a_moment_outside_the_calendar_is_told_as_unknown(format: str, time_s: float) -> None:
+    whole = cases.killed()
+    odd = replace(
+        whole, process=replace(whole.process, started=time_s, ended=time_s), events=(Event(time_s, "note", {"note": "x"}),)
+    )
+    assert reports.render(odd, format)
+
+
+def test_a_kind_of_event_as_long_as_a_line_is_broken_as_any_text_is() -> None:
+    odd = replace(cases.empty(), events=(Event(cases.NOW_S, "x" * 300, {"note": "y"}),))
+    lines = reports.render(odd, width=60).splitlines()
+    assert max(map(cells, lines)) <= 60 and "".join(lines).replace(" ", "").count("x") >= 300
 
 
 def _write_golden_files() -> None:

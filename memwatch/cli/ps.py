@@ -12,7 +12,7 @@ from memwatch.cli.screen import STATE_COLOURS, console, put_json, say
 from memwatch.model import Report
 from memwatch.report import headline, shown
 from memwatch.report.layout import wrapped
-from memwatch.report.words import as_of, memory_limit, of_limit, pace, status, what_grows, who
+from memwatch.report.words import as_of, fate_word, memory_limit, of_limit, pace, status, what_grows, who
 from memwatch.units import format_duration
 
 
@@ -94,4 +94,4 @@ def _watched(report: Report) -> str:
     text = f"for {format_duration(report.statistics.uptime_s)}" if as_of(report) is not None else "no sample yet"
     if process.fate == "running":
         return text
-    return f"{text}, {process.fate}" + (f" ({shown(process.end)})" if process.end else "")
+    return f"{text}, {fate_word(process)}" + (f" ({shown(process.end)})" if process.end else "")

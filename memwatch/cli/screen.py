@@ -35,6 +35,7 @@ class NotThere(click.ClickException):
 
 def say(text: str) -> None:
     """One line of chatter; broken where the terminal ends, whole in a log."""
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)  # names of files hold anything
     line = f"memwatch: {text}"
     if sys.stderr.isatty():
         from memwatch.report.layout import wrapped  # here and below: `memwatch run` starts its command first

@@ -1,6 +1,7 @@
 """The reading side of a record: in another process than the one it speaks of, while that one runs or after its death.
 
-Law: reading never writes to the record, and a record that cannot be read is a `RecordError` that says why.
+Law: reading never writes to the record.  Whatever is in the file, a record that cannot be read is a `RecordError` that says why,
+and what has been read can be rendered.
 """
 
 from __future__ import annotations
@@ -9,18 +10,31 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memwatch.model import SCHEMA, Event, Evidence, Process, Report, Sample, Verdict
-from memwatch.record.schema import RecordError, check_schema
+from memwatch.model import NO_GOODBYE, SCHEMA, Event, Evidence, Process, Report, Sample, Verdict
+from memwatch.record.schema import RecordError, cause, check_schema
+
+# What a damaged file makes of reading it: pages that SQLite refuses, text that is no JSON, JSON that is no report.
+# UnicodeDecodeError is a ValueError: SQLite's own messages may quote the damage.
+_DAMAGE = (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+STEPS_PER_BYTE = 4
+"""SQLite takes at most this many steps for each byte of the file, ten times what reading all of it takes: pages that refer to each
+other in a circle would keep it busy for ever."""
+STEPS_AT_LEAST = 1_000_000
 
 HISTORY_POINTS = 400
 """A report's history is thinned to about this many moments: more than a screen or a page can show."""
+
+WITHOUT_GOODBYE = "killed by a signal, or left by os._exit"
+"""All that can be said of it: servers end their workers like that in an orderly shutdown, too."""
 
 
 class NoSuchRecord(RecordError):
@@ -38,22 +52,28 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._copy: tempfile.TemporaryDirectory[str] | None = None
-        if not path.exists():
-            raise NoSuchRecord(f"there is no record {path}")
+        with self._guarded():
+            self._connection = self._open(path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
         try:
-            self._connection = self._connect(path)
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise RecordError(f"cannot read the record {path}: it is not a file")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoSuchRecord(f"there is no record {path}") from None
+        try:
+            return self._connect(path)
         except sqlite3.OperationalError:
             # A log without its index in a directory we may not write: read a private copy instead.
-            try:
-                self._connection = self._connect(self._copied(path))
-            except (sqlite3.Error, OSError) as error:
-                self.close()
-                raise RecordError(f"cannot read the record {path}: {error}") from None
+            return self._connect(self._copied(path))
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         # Without a log nobody is writing: read the file alone, and leave no log of our own beside it.
         options = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=2.0, isolation_level=None)
+        steps = STEPS_AT_LEAST + STEPS_PER_BYTE * path.stat().st_size
+        left = iter(range(steps // 1000))
+        connection.set_progress_handler(lambda: next(left, None) is None, 1000)
         try:
             check_schema(connection, self.path)
         except BaseException:
@@ -74,6 +94,25 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Around everything that reads: whatever is wrong with the file is said in one sentence."""
+        try:
+            yield
+        except RecordError:
+            self._close_unopened()
+            raise
+        except (*_DAMAGE, OSError) as error:
+            self._close_unopened()
+            what = cause(error)
+            if not isinstance(error, sqlite3.Error | OSError):
+                what = f"it is damaged ({type(error).__name__}: {what})"
+            raise RecordError(f"cannot read the record {self.path}: {what}") from None
+
+    def _close_unopened(self) -> None:
+        if not hasattr(self, "_connection"):
+            self.close()
+
     def close(self) -> None:
         """Close the file; may be called again."""
         if hasattr(self, "_connection"):
@@ -83,59 +122,68 @@ class Record:
 
     def process(self) -> Process:
         """Whose record this is.  `fate` is what the record knows: `running` also for one that was killed."""
-        return Process.from_dict(self._meta("process") or {"pid": 0, "name": self.path.stem})
+        with self._guarded():
+            return Process.from_dict(self._meta("process") or {"pid": 0, "name": self.path.stem})
 
     def last_written(self) -> float | None:
         """Unix time of the last sample; None before the first."""
-        row = self._rows("SELECT max(time_s) FROM samples")
-        latest = next(iter(row))[0]
-        return None if latest is None else float(latest)
+        with self._guarded():
+            latest = self._connection.execute("SELECT max(time_s) FROM samples").fetchone()[0]
+            return None if latest is None else Sample.from_dict({"time_s": latest, "uptime_s": 0, "values": {}}).time_s
 
     def samples(self, *, since_s: float = 0.0) -> Iterator[Sample]:
         """Every fine sample from *since_s* (Unix time) on, oldest first."""
-        cursor = self._rows("SELECT * FROM samples WHERE time_s >= ? ORDER BY time_s", (since_s,))
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            found = {name: value for name, value in zip(names, row, strict=True) if value is not None}
-            extra = json.loads(found.pop("extra", "{}"))
-            yield Sample(found.pop("time_s"), found.pop("uptime_s"), {**found, **extra})
+        with self._guarded():
+            cursor = self._connection.execute("SELECT * FROM samples WHERE time_s >= ? ORDER BY time_s", (since_s,))
+            names = [column[0] for column in cursor.description]
+            for row in _in_order(cursor):
+                found = {name: value for name, value in zip(names, row, strict=True) if value is not None}
+                time_s, uptime_s = found.pop("time_s"), found.pop("uptime_s")
+                extra = json.loads(found.pop("extra", "{}"))
+                yield Sample.from_dict({"time_s": time_s, "uptime_s": uptime_s, "values": found | extra})
 
     def coarse(
         self, *, until_s: float = float("inf")
     ) -> Iterator[tuple[float, dict[str, float], dict[str, float], dict[str, float]]]:
         """The coarse history: time, minima, means and maxima per channel, oldest first."""
-        for time_s, low, mean, high in self._rows(
-            "SELECT time_s, low, mean, high FROM coarse WHERE time_s < ? ORDER BY time_s", (min(until_s, 1e18),)
-        ):
-            yield time_s, json.loads(low), json.loads(mean), json.loads(high)
+        with self._guarded():
+            rows = self._connection.execute(
+                "SELECT rowid, time_s, low, mean, high FROM coarse WHERE time_s < ? ORDER BY rowid", (min(until_s, 1e18),)
+            )
+            for _, time_s, *columns in _in_order(rows):
+                low, mean, high = (
+                    Sample.from_dict({"time_s": time_s, "uptime_s": 0, "values": json.loads(column)}).values for column in columns
+                )
+                yield time_s, dict(low), dict(mean), dict(high)
 
     def events(self) -> tuple[Event, ...]:
         """Everything that happened, oldest first."""
-        rows = self._rows("SELECT time_s, what, details FROM events ORDER BY rowid")
-        return tuple(Event(time_s, what, json.loads(details)) for time_s, what, details in rows)
+        with self._guarded():
+            rows = self._connection.execute("SELECT rowid, time_s, what, details FROM events ORDER BY rowid")
+            return tuple(Event.checked(time_s, what, json.loads(details)) for _, time_s, what, details in _in_order(rows))
 
     def evidence(self) -> tuple[Evidence, ...]:
         """The newest evidence taken."""
-        row = self._rows("SELECT body FROM evidence ORDER BY rowid DESC LIMIT 1").fetchone()
-        return () if row is None else tuple(Evidence.from_dict(item) for item in json.loads(row[0]))
+        with self._guarded():
+            row = self._connection.execute("SELECT body FROM evidence ORDER BY rowid DESC LIMIT 1").fetchone()
+            return () if row is None else tuple(Evidence.from_dict(item) for item in json.loads(row[0]))
 
     def history(self, points: int = HISTORY_POINTS) -> tuple[Sample, ...]:
         """Coarse means before the fine samples begin, then the fine ones, thinned evenly to about *points*."""
-        first = self._rows("SELECT min(time_s), count(*) FROM samples").fetchone()
-        start, count = first[0], first[1]
-        old = [
-            Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=start if start is not None else float("inf"))
-        ]
-        step = max(1, (len(old) + count) // points)
-        thinned = old[::step]
-        # Costly channels are read rarely: a thinned point carries the readings of the samples it stands for.
-        pending: dict[str, float] = {}
-        for index, sample in enumerate(self.samples()):
-            pending.update(sample.values)
-            if index % step == step - 1 or index == count - 1:
-                thinned.append(replace(sample, values=pending))
-                pending = {}
-        return tuple(thinned)
+        with self._guarded():
+            start, count = self._connection.execute("SELECT min(time_s), count(time_s) FROM samples").fetchone()
+            until_s = start if start is not None else float("inf")
+            old = [Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=until_s)]
+            step = max(1, (len(old) + count) // points)
+            thinned = old[::step]
+            # Costly channels are read rarely: a thinned point carries the readings of the samples it stands for.
+            pending: dict[str, float] = {}
+            for index, sample in enumerate(self.samples()):
+                pending.update(sample.values)
+                if index % step == step - 1 or index == count - 1:
+                    thinned.append(replace(sample, values=pending))
+                    pending = {}
+            return tuple(thinned)
 
     def report(self, *, is_running: Callable[[Process], bool] | None = None, history: bool = True) -> Report:
         """Everything the record knows, as the report the watcher would give.
@@ -146,31 +194,37 @@ class Record:
         """
         process = self.process()
         if process.ended is None and is_running is not None and not is_running(process):
-            process = replace(process, fate="killed", ended=self.last_written(), end="no goodbye: it was killed or crashed")
-        latest = self._meta("latest") or {
-            "schema": SCHEMA,
-            "verdict": Verdict("rss", "warming-up", reason="no sample was taken yet").to_dict(),
-            "channels": {},
-            "samples": 0,
-            "uptime_s": 0.0,
-        }
-        report = Report.from_dict(latest | {"process": process.to_dict()})
+            process = replace(process, fate="killed", ended=self.last_written(), end=f"{NO_GOODBYE}: {WITHOUT_GOODBYE}")
+        with self._guarded():
+            latest = self._meta("latest") or {
+                "schema": SCHEMA,
+                "verdict": Verdict("rss", "warming-up", reason="no sample was taken yet").to_dict(),
+                "channels": {},
+                "samples": 0,
+                "uptime_s": 0.0,
+            }
+            report = Report.from_dict(latest | {"process": process.to_dict()})
         return replace(
             report,
+            process=process,
             events=self.events(),
             evidence=self.evidence(),
             history=self.history() if history else (),
         )
 
     def _meta(self, key: str) -> Any:
-        row = self._rows("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def _rows(self, sql: str, arguments: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._connection.execute(sql, arguments)
-        except sqlite3.Error as error:
-            raise RecordError(f"cannot read the record {self.path}: {error}") from None
+
+def _in_order(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Rows sorted by their first column; where they are not, pages refer to each other in a circle, and would never end."""
+    before = float("-inf")
+    for row in rows:
+        if row[0] < before:
+            raise ValueError("rows are out of order")
+        before = row[0]
+        yield row
 
 
 def read_report(path: Path, *, is_running: Callable[[Process], bool] | None = None, history: bool = True) -> Report:

@@ -43,6 +43,13 @@ class RecordLost(RecordError):
     """The program has closed the record's descriptors, and may have others of the same numbers by now: begin a new record."""
 
 
+def cause(error: BaseException) -> str:
+    """What an exception says, in one short line that may be printed: SQLite quotes what it found in the file."""
+    text = " ".join(str(error).split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
 def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse what is not a record, or is newer than we can read.
 
@@ -58,7 +65,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         if "unable to open" in str(error) or "locked" in str(error) or "readonly" in str(error):
             raise
-        raise RecordError(f"{path} is not a memwatch record, or is corrupt ({error}); it was left as it is") from None
+        raise RecordError(f"{path} is not a memwatch record, or is corrupt ({cause(error)}); it was left as it is") from None
     if application != APPLICATION_ID:
         raise RecordError(f"{path} is not a memwatch record (another program's SQLite file); it was left as it is")
     if version > SCHEMA_VERSION:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def happened(event: Event) -> str:
     describe = _WORDS.get(event.what, _anything)
     try:
         return shown(describe(event.details))
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return shown(_anything(event.details))  # written by another version: tell what it says
 
 
@@ -82,7 +83,8 @@ def _end(details: Mapping[str, Any]) -> str:
 def _anything(details: Mapping[str, Any]) -> str:
     def value(name: str, item: Any) -> str:
         if isinstance(item, int | float) and not isinstance(item, bool):
-            return format_size(item) if name in BYTES else format_duration(item) if name.endswith("_s") else f"{item:,g}"
+            with contextlib.suppress(OverflowError):  # an integer that no float holds
+                return format_size(item) if name in BYTES else format_duration(item) if name.endswith("_s") else f"{item:,g}"
         return str(item)
 
     return ", ".join(f"{name} {value(name, item)}" for name, item in details.items() if item is not None) or "(no details)"

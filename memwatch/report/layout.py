@@ -45,6 +45,8 @@ def wrapped(text: str, width: int, *, first: str = "", rest: str | None = None) 
     """
     if rest is None:
         rest = " " * cells(first)
+    if cells(rest) >= width:
+        rest = ""  # nothing would ever fit beside it
     lines: list[str] = []
     line, used, empty = first, cells(first), True
     for piece in re.findall(r" +|[^ ]+", _GLUED.sub(_NO_BREAK, text)):
@@ -56,7 +58,7 @@ def wrapped(text: str, width: int, *, first: str = "", rest: str | None = None) 
         if not empty and used + cells(word) > width:
             lines.append(line.rstrip(" "))
             line, used = rest, cells(rest)
-        while used + cells(word) > width:
+        while word and used + cells(word) > width:
             fitting = _fitting(word, max(1, width - used))
             lines.append(line + word[:fitting])
             word, line, used = word[fitting:], rest, cells(rest)

@@ -11,11 +11,12 @@ from memwatch.report.layout import shown
 from memwatch.report.text import COLLECTOR_TITLES, facts
 from memwatch.report.words import (
     amount,
+    channel_pace,
+    channel_state,
     channels_in_order,
     headline,
     moment,
     not_the_cause,
-    pace,
     says_only_now,
     status,
     title,
@@ -51,8 +52,8 @@ def _blocks(report: Report) -> Iterator[list[str]]:
                     amount(name, summary.current),
                     "" if says_only_now(name) else amount(name, summary.average),
                     "" if says_only_now(name) else amount(name, summary.peak),
-                    pace(name, summary.rate),
-                    summary.state or "",
+                    channel_pace(name, summary),
+                    channel_state(summary),
                 )
                 for name, summary in channels
             ],

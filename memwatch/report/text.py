@@ -10,15 +10,17 @@ from collections.abc import Iterator
 
 from memwatch.model import ChannelSummary, Event, Evidence, Report, Suspect
 from memwatch.report.happenings import happened
-from memwatch.report.layout import padded, shown, table, wrapped
+from memwatch.report.layout import cells, padded, shown, table, wrapped
 from memwatch.report.words import (
     amount,
     as_of,
+    channel_pace,
+    channel_state,
     channels_in_order,
+    fate_word,
     headline,
     moment,
     not_the_cause,
-    pace,
     says_only_now,
     status,
     title,
@@ -31,6 +33,8 @@ WIDTH = 100
 """Columns where nobody says otherwise: a log, a mail, a wide terminal."""
 NARROWEST = 40
 EVENTS_SHOWN = 12
+WHAT_SHOWN = 12
+"""Columns for the kind of an event."""
 COMMAND_SHOWN = 400
 """Characters of a command line that are shown; the rest is counted."""
 INDENT = "  "
@@ -104,8 +108,8 @@ def _channel_row(report: Report, name: str, summary: ChannelSummary) -> tuple[st
         amount(name, summary.current),
         amount(name, summary.average) if over_time else "",
         amount(name, summary.peak) if over_time else "",
-        pace(name, summary.rate),
-        summary.state or "",
+        channel_pace(name, summary),
+        channel_state(summary),
         _taken(report, summary),
     )
 
@@ -163,18 +167,21 @@ def _happened(report: Report, width: int) -> Iterator[str]:
     left_out = f", the last {len(kept)} of {len(events):,} events" if len(events) > len(kept) else ""
     yield from wrapped(f"what happened (UTC){left_out}:", width, first=INDENT)
     day = ""
-    word = max(len(event.what) for event in kept)
+    word = min(WHAT_SHOWN, max(cells(shown(event.what)) for event in kept))
     for event in kept:
-        date, time = moment(event.time_s).split(" ")
+        date, _, time = moment(event.time_s).rpartition(" ")
         if date != day:
             day = date
-            yield f"{INDENT}{date}"
+            yield f"{INDENT}{date or 'at an unknown time'}"
         yield from _event(event, time, word, width)
 
 
 def _event(event: Event, time: str, word: int, width: int) -> Iterator[str]:
-    first = f"{INDENT * 2}{time}  {padded(shown(event.what), word)}  "
-    yield from wrapped(happened(event), width, first=first, rest=INDENT * 4 if width < 72 else None)
+    what, told = shown(event.what), happened(event)
+    if cells(what) > word:  # no kind of event of ours: it stands with its details
+        what, told = "", f"{what}: {told}"
+    first = f"{INDENT * 2}{time}  {padded(what, word)}  "
+    yield from wrapped(told, width, first=first, rest=INDENT * 4 if width < 72 else None)
 
 
 def _facts(report: Report, width: int) -> Iterator[str]:
@@ -207,7 +214,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     if process.fate != "running":
         how = f": {shown(process.end)}" if process.end else ""
         when = f" {moment(process.ended)} UTC" if process.ended is not None else ""
-        yield process.fate, f"{when.strip()}{how}" or "nobody saw how"
+        yield fate_word(process), f"{when.strip()}{how}" or "nobody saw how"
 
 
 def _command(command: tuple[str, ...]) -> str:

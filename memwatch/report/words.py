@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
-from memwatch.model import CHANNEL_BY_NAME, CHANNELS, ChannelSummary, Kind, Report, State, Verdict
+from memwatch.model import CHANNEL_BY_NAME, CHANNELS, NO_GOODBYE, ChannelSummary, Kind, Process, Report, State, Verdict, iso
 from memwatch.report.layout import shown
 from memwatch.units import (
     count_rate_scale,
@@ -117,8 +116,13 @@ def _fate_clause(report: Report) -> str:
     process = report.process
     if process.fate == "running":
         return ""
-    word = "killed" if process.fate == "killed" else "ended"
+    word = "ended" if process.fate == "exited" else fate_word(process)
     return f"; {word}: {shown(process.end)}" if process.end else f"; {word}"
+
+
+def fate_word(process: Process) -> str:
+    """What became of a process.  Where nobody saw it end, "killed" would claim a crash: it is gone."""
+    return "gone" if process.fate == "killed" and (process.end or "").startswith(NO_GOODBYE) else process.fate
 
 
 def level_of_limit(report: Report) -> str:
@@ -232,7 +236,27 @@ def _between(channel: str, rate: float, low: float, high: float) -> str:
 
 def moment(time_s: float | None) -> str:
     """A moment as people read it, in UTC."""
-    return "?" if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    text = iso(time_s)
+    return "?" if text is None else text[:19].replace("T", " ")
+
+
+TOO_RARE = "not read often enough"
+"""How the reason of a channel says that it was read too rarely to be judged."""
+
+
+def is_judged(summary: ChannelSummary) -> bool:
+    """Whether the rate and the state of a channel say something: not where it was read too rarely for either."""
+    return TOO_RARE not in (summary.reason or "")
+
+
+def channel_state(summary: ChannelSummary) -> str:
+    """The state of a channel in a table."""
+    return summary.state or "" if is_judged(summary) else "too few readings"
+
+
+def channel_pace(name: str, summary: ChannelSummary) -> str:
+    """The rate of a channel in a table."""
+    return pace(name, summary.rate) if is_judged(summary) else ""
 
 
 def not_the_cause(report: Report) -> list[str]:
@@ -243,7 +267,7 @@ def not_the_cause(report: Report) -> list[str]:
     cleared = []
     for kind, channel in KIND_CHANNELS.items():
         summary = report.statistics.channels.get(channel)
-        if kind == verdict.kind or channel == verdict.channel or summary is None:
+        if kind == verdict.kind or channel == verdict.channel or summary is None or not is_judged(summary):
             continue
         if verdict.since is not None and summary.taken is not None and summary.taken <= verdict.since:
             continue  # not read since the growth began: it proves nothing
