@@ -25,7 +25,7 @@ from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
 from memwatch.units import UnitError, parse_duration
 from memwatch.vitals import OutsideVitals, ProcessGone
-from memwatch.whoami import process_name
+from memwatch.whoami import printable, process_name
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -114,8 +114,8 @@ class _Watch:
         me = self._vitals.identity
         self.process = Process(
             pid=pid,
-            name=loaded.name or process_name(me.command) if me.command else me.name,
-            command=me.command,
+            name=loaded.name or printable(process_name(me.command) if me.command else me.name),
+            command=tuple(map(printable, me.command)),
             python=me.python,
             host=socket.gethostname(),
             labels=LABEL | dict(loaded.labels),
@@ -140,7 +140,7 @@ class _Watch:
         directory = options.record_directory(self._loaded)
         _refuse_if_written_to(directory / record_name(self.process), self.process, self._loaded.interval_s)
         try:
-            return RecordWriter(directory, self.process, limit_bytes=self._loaded.record_limit_bytes)
+            return RecordWriter(directory, self.process, limit_bytes=self._loaded.record_limit_bytes, resume=True)
         except RecordError as error:
             say(f"watching goes on without a record: {error}")
             return None

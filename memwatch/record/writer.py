@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class RecordWriter:
         directory: made (mode 0700) if it is missing.
         process: whose record; `record_name(process)` is the file's name.
         limit_bytes: the file and its log stay within this.
+        resume: go on in a record of this process that another process of this user has written (`memwatch watch` called again).
 
     Raises:
         RecordError: the directory or file cannot be made or written.
@@ -61,13 +63,13 @@ class RecordWriter:
     Threads: one at a time; the caller holds a lock.
     """
 
-    def __init__(self, directory: Path, process: Process, *, limit_bytes: int = 32 * 1024**2) -> None:
+    def __init__(self, directory: Path, process: Process, *, limit_bytes: int = 32 * 1024**2, resume: bool = False) -> None:
         self.process = process
         self.limit_bytes = limit_bytes
         self._coarse: _CoarseBucket | None = None
         self._writes = 0
         self._pid = os.getpid()
-        self._connection, self.path = _open(directory, process, limit_bytes)
+        self._connection, self.path = _open(directory, process, limit_bytes, resume=resume)
         self._descriptors: dict[int, tuple[int, int]] = {}
         _open_paths.add(str(self.path))
         with self._guarded("begin"):
@@ -335,7 +337,7 @@ def _without_history(report: Report) -> dict[str, Any]:
     return {key: whole[key] for key in ("schema", "verdict", "channels", "samples", "uptime_s", "caches")}
 
 
-def _open(directory: Path, process: Process, limit_bytes: int) -> tuple[sqlite3.Connection, Path]:
+def _open(directory: Path, process: Process, limit_bytes: int, *, resume: bool) -> tuple[sqlite3.Connection, Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -347,7 +349,7 @@ def _open(directory: Path, process: Process, limit_bytes: int) -> tuple[sqlite3.
         if str(path) in _open_paths:
             continue
         try:
-            return _open_file(path, process, limit_bytes), path
+            return _open_file(path, process, limit_bytes, resume=resume), path
         except RecordError as error:
             refused = error  # a foreign or corrupt file of that name is left alone; the next name is tried
         except OSError as error:
@@ -362,11 +364,13 @@ def _unwritable(directory: Path, error: Exception) -> str:
     return f"cannot write a record in {directory}: {cause}; give a writable directory with MEMWATCH_DIR, or MEMWATCH_DIR=off"
 
 
-def _open_file(path: Path, process: Process, limit_bytes: int) -> sqlite3.Connection:
+def _open_file(path: Path, process: Process, limit_bytes: int, *, resume: bool) -> sqlite3.Connection:
     if not os.path.lexists(path):
         _create(path, process)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    made = _identity(descriptor) in _made
+    status = os.fstat(descriptor)
+    ours = resume and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    made = ours or (status.st_dev, status.st_ino) in _made
     os.close(descriptor)
     if not made:
         raise RecordError(f"{path} was made by another process")
