@@ -138,6 +138,8 @@ def _level(name: str) -> Callable[[Any], dict[str, Any]]:
         if isinstance(value, bool):
             raise TypeError(value)
         if isinstance(value, int | float):
+            if abs(value) > 1:
+                raise _Refused("a fraction above 0 and up to 1, or a size with its unit")
             fraction = float(value)
         elif isinstance(value, str) and value.strip().endswith("%"):
             fraction = units.parse_fraction(value)
@@ -169,7 +171,16 @@ def _directory(value: Any) -> dict[str, Any]:
         return {"directory": None}
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise TypeError(value)
-    return {"directory": Path(value).expanduser()}
+    path = os.fspath(value)
+    if "\0" in path:
+        raise _Refused("without a null character")
+    try:
+        # Absolute from here on: the program may change its working directory.
+        return {"directory": Path(os.path.abspath(Path(path).expanduser()))}  # noqa: PTH100 - Path.absolute keeps `..`
+    except RuntimeError:
+        raise _Refused("the home directory of a user there is") from None
+    except OSError:
+        raise _Refused("an absolute path: the working directory is gone") from None
 
 
 def _name(value: Any) -> dict[str, Any]:
@@ -177,7 +188,7 @@ def _name(value: Any) -> dict[str, Any]:
         return {"name": None}
     if not isinstance(value, str) or not value.strip() or len(value) > 200:
         raise TypeError(value)
-    return {"name": value.strip()}
+    return {"name": _without_null(value.strip())}
 
 
 def _labels(value: Any) -> dict[str, Any]:
@@ -191,14 +202,14 @@ def _labels(value: Any) -> dict[str, Any]:
         return {"labels": pairs}
     if not isinstance(value, Mapping):
         raise TypeError(value)
-    return {"labels": {str(key): str(text) for key, text in value.items()}}
+    return {"labels": {_without_null(str(key)): _without_null(str(text)) for key, text in value.items()}}
 
 
 def _cleanup_interval(value: Any) -> dict[str, Any]:
     if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false", "none")):
         return {"cleanup_interval_s": 0.0}
     seconds = units.parse_duration(value)
-    if seconds < 1:
+    if not 1 <= seconds <= 365 * 86400:
         raise _Refused("at least 1s")
     return {"cleanup_interval_s": seconds}
 
@@ -255,7 +266,7 @@ def load(
     origins: dict[str, str] = {}
     for source, pairs in (
         (_tool_table(pyproject), "toml"),
-        (_environment(os.environ if environ is None else environ), "environment"),
+        ([] if is_disabled(environ) else _environment(os.environ if environ is None else environ), "environment"),
         (_arguments(arguments or {}), "arguments"),
     ):
         for setting, value, origin in source:
@@ -270,10 +281,20 @@ def _read(setting: Setting, value: Any, origin: str, *, in_environment: bool) ->
     shown = setting.environment if in_environment else setting.name
     try:
         return setting.parse(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         bare = isinstance(value, int | float) or (isinstance(value, str) and value.strip().replace(".", "", 1).isdigit())
-        hint = f" {value!r} has no unit." if bare and "unit" in setting.accepts else ""
-        raise SettingError(f"{shown}: {value!r} (from {origin}) is not accepted.{hint} Give {setting.accepts}.") from None
+        said = _said(value)
+        hint = f" {said} has no unit." if bare and "unit" in setting.accepts else ""
+        raise SettingError(f"{shown}: {said} (from {origin}) is not accepted.{hint} Give {setting.accepts}.") from None
+
+
+def _said(value: Any) -> str:
+    """A value as a message shows it; of an endless one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "an endless number"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _arguments(arguments: Mapping[str, Any]) -> list[tuple[Setting, Any, str]]:
@@ -286,12 +307,14 @@ def _arguments(arguments: Mapping[str, Any]) -> list[tuple[Setting, Any, str]]:
     return result
 
 
-def _environment(environ: Mapping[str, str]) -> list[tuple[Setting, Any, str]]:
+def _environment(environ: Mapping[str, str], *, strict: bool) -> list[tuple[Setting, Any, str]]:
     result = []
     for name, value in environ.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED or name.startswith(RESERVED_PREFIXES):
             continue
         if name not in _BY_ENVIRONMENT:
+            if not strict:
+                continue
             raise SettingError(_unknown(name, "environment", [*_BY_ENVIRONMENT, *RESERVED]))
         result.append((_BY_ENVIRONMENT[name], value, f"environment variable {name}"))
     return result

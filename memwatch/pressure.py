@@ -6,6 +6,8 @@ ours; a hook that raises is reported to the caller's `on_error` and dropped.
 
 from __future__ import annotations
 
+import math
+import operator
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,11 +107,17 @@ class ReliefHooks:
             level: the least pressure at which it runs: `warning` hooks also run when critical, `periodic` ones always.
 
         Raises:
-            TypeError: not callable.
+            TypeError: not callable, or a priority that is no integer.
             ValueError: an unknown level.
         """
         if not callable(hook):
             raise TypeError(f"a cleanup hook must be callable, not {type(hook).__name__}")
+        try:
+            priority = operator.index(priority)
+        except TypeError:
+            raise TypeError(f"priority: must be an integer, not {type(priority).__name__}") from None
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority: {priority!r} is not a whole number")
         if level not in HOOK_LEVELS:
             raise ValueError(f"level: {level!r} is not one of {', '.join(HOOK_LEVELS)}")
         self._registered += 1
@@ -139,12 +147,19 @@ class ReliefHooks:
                 self._hooks = [item for item in self._hooks if item is not entry]
                 continue
             try:
-                freed = hook(pressure)
+                freed = _bytes_freed(hook(pressure))
             except BaseException as error:
                 self._hooks = [item for item in self._hooks if item is not entry]
                 on_error(name, error)
                 continue
-            yield ReliefStep(name, float(freed) if isinstance(freed, int | float) and not isinstance(freed, bool) else None)
+            yield ReliefStep(name, _bytes(freed))
+
+
+def _bytes(freed: object) -> float | None:
+    """What a hook returned, if it is a sane number of bytes."""
+    if isinstance(freed, bool) or not isinstance(freed, int | float):
+        return None
+    return float(freed) if abs(freed) < 2**62 else None
 
 
 def hook_name(hook: Callable[..., Any]) -> str:

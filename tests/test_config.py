@@ -82,7 +82,8 @@ def test_a_bare_number_where_a_unit_matters_is_refused_and_told_so(name: str, ba
     [
         ("interval", "1ms"), ("interval", "2h"), ("warning", "1.5"), ("warning", "0"), ("warning", True), ("critical", "-1"),
         ("memory_limit", "1kB"), ("evidence", "full"), ("labels", "novalue"), ("name", ""), ("directory", ""),
-        ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms"),
+        ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms"), ("warning", 10**400), ("directory", "~no-such-user-here/x"),
+        ("directory", "a\0b"), ("name", "a\0b"), ("labels", {"a": "\0"}),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_naming_setting_value_source_and_what_is_accepted(name: str, value: object) -> None:
@@ -125,3 +126,54 @@ def test_every_setting_is_described_with_its_origin() -> None:
     assert rows["interval"] == ("30 s", "argument")
     assert rows["warning"] == ("70% of the limit", "default")
     assert set(rows) == set(MEMWATCH_SETTINGS)
+
+
+def test_a_relative_directory_does_not_follow_the_program_when_it_changes_its_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"directory": "records"}, environ={}).directory == tmp_path / "records"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("directory", "a\0b"), ("directory", "~nosuchuser/x"), ("warning", 10**400), ("cleanup_interval", "9" * 5000 + "h")],
+)
+def test_a_value_that_breaks_the_machinery_is_refused_as_any_other(name: str, value: object) -> None:
+    with pytest.raises(SettingError, match=f"^{name}: "):
+        load({name: value}, environ={})
+
+
+def test_the_kill_switch_wins_over_a_misspelt_variable() -> None:
+    load(environ={"MEMWATCH_DISABLE": "1", "MEMWATCH_INTRVAL": "3s"})
+
+
+@pytest.mark.parametrize("name", ["interval", "cleanup_interval", "memory_limit", "record_limit", "growth_limit", "warning"])
+def test_an_endless_number_is_refused_in_a_message_of_readable_length(name: str) -> None:
+    units = {"memory_limit": "MiB", "record_limit": "MiB", "growth_limit": "MiB/s", "warning": "%"}
+    for value in ("9" * 5000 + units.get(name, "s"), 10**5000):
+        with pytest.raises(SettingError, match=rf"^{name}: .* is not accepted") as refused:
+            load({name: value}, environ={})
+        assert len(str(refused.value)) < 600
+
+
+def test_a_relative_directory_is_the_one_meant_when_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    loaded = load({"directory": "here"}, environ={})
+    monkeypatch.chdir("elsewhere")
+    assert loaded.directory == tmp_path / "here"
+
+
+def test_a_relative_directory_in_a_deleted_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SettingError, match=r"directory: 'here' \(from argument\) is not accepted"):
+        load({"directory": "here"}, environ={})
+    assert load({"directory": "/there"}, environ={}).directory == Path("/there")
+
+
+def test_the_kill_switch_is_not_stopped_by_a_variable_that_is_misspelt_or_malformed() -> None:
+    wrong = {"MEMWATCH_INTRVAL": "3s", "MEMWATCH_INTERVAL": "3", "MEMWATCH_WARNING": "99%", "MEMWATCH_DIR": "/there"}
+    assert load(environ=wrong | {"MEMWATCH_DISABLE": "1"}).directory == Path("/there")
+    with pytest.raises(SettingError):
+        load(environ=wrong | {"MEMWATCH_DISABLE": "0"})

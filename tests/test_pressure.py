@@ -142,7 +142,9 @@ def test_a_hook_may_add_and_remove_hooks_while_they_run() -> None:
     assert ran.count("second") <= 1
 
 
-@pytest.mark.parametrize(("returned", "freed"), [(None, None), (12, 12.0), (1.5, 1.5), ("lots", None), (True, None)])
+@pytest.mark.parametrize(
+    ("returned", "freed"), [(None, None), (12, 12.0), (1.5, 1.5), ("lots", None), (True, None), (10**400, None)]
+)
 def test_only_a_number_counts_as_bytes_freed(returned: Any, freed: float | None) -> None:
     hooks = ReliefHooks()
     hooks.add(lambda pressure: returned)
@@ -180,3 +182,17 @@ def test_the_name_of_a_hook_never_runs_its_repr() -> None:
         def __call__(self, pressure: Pressure) -> None: ...
 
     assert hook_name(Loud()).endswith("Loud")
+
+
+def test_a_priority_that_is_no_number_is_refused_where_it_is_given() -> None:
+    with pytest.raises(TypeError, match="priority: 'x' is not a whole number"):
+        ReliefHooks().add(print, priority="x")  # type: ignore[arg-type]
+
+
+def test_a_priority_that_is_no_integer_is_refused_and_the_next_registration_works() -> None:
+    hooks = ReliefHooks()
+    with pytest.raises(TypeError, match="priority: must be an integer, not str"):
+        hooks.add(lambda pressure: None, priority="x")  # type: ignore[arg-type]
+    hooks.add(lambda pressure: 1)
+    hooks.add(lambda pressure: 2, priority=-1)
+    assert [step.freed_bytes for step in hooks.run(WARNING, fail_if_called)] == [2.0, 1.0]

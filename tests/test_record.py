@@ -315,6 +315,21 @@ def test_records_are_listed_newest_first_and_other_files_are_not(tmp_path: Path)
     assert find_records(tmp_path / "missing") == []
 
 
+def test_what_is_no_regular_file_is_no_record(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.memwatch")
+    (tmp_path / "folder.memwatch").mkdir()
+    assert find_records(tmp_path) == []
+
+
+def test_a_user_without_a_home_is_told_what_to_do(monkeypatch) -> None:
+    def no_home(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(RecordError, match="no home directory; give a writable directory with MEMWATCH_DIR"):
+        default_directory({})
+
+
 def test_old_records_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     for name, age_days in (("dead-old", 31), ("alive-old", 31), ("dead-new", 1)):
         (tmp_path / f"{name}.memwatch").touch()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from memwatch.model import Process
-from memwatch.record.schema import SUFFIX
+from memwatch.model import Process, iso
+from memwatch.record.schema import SUFFIX, RecordError, RecordError
 
 DEAD_KEPT_S = 30 * 24 * 3600.0
 """Records of dead processes are kept this long: as long as the coarse history within one."""
@@ -19,18 +18,34 @@ DEAD_KEPT = 500
 
 
 def default_directory(environ: Mapping[str, str] | None = None) -> Path:
-    """The state directory of the user: `$XDG_STATE_HOME/memwatch`, else `~/.local/state/memwatch`."""
+    """The state directory of the user: `$XDG_STATE_HOME/memwatch`, else `~/.local/state/memwatch`.
+
+    Raises:
+        RecordError: the user has no home directory.
+    """
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_STATE_HOME", "")
     if base and Path(base).is_absolute():
         return Path(base) / "memwatch"
-    return Path("~/.local/state/memwatch").expanduser()
+    try:
+        try:
+        home = Path("~/.local/state/memwatch").expanduser()
+    except RuntimeError:  # no HOME, and no entry in the user database (containers with a uid of their own)
+        home = None
+    if home is None or not home.is_absolute():
+        raise RecordError("there is no home directory to keep records in: give a directory with MEMWATCH_DIR, or MEMWATCH_DIR=off")
+    return home
+    except RuntimeError:
+        raise RecordError(
+            "no record can be kept: this user has no home directory; "
+            "give a writable directory with MEMWATCH_DIR, or MEMWATCH_DIR=off"
+        ) from None
 
 
 def record_name(process: Process) -> str:
     """File name of a process's record: `<name>-<pid>-<start>.memwatch`; the start tells a reused pid from this one."""
     name = re.sub(r"[^A-Za-z0-9_.+@]+", "-", process.name).strip("-.")[:60] or "python"
-    started = time.strftime("%Y%m%dT%H%M%S", time.gmtime(process.started or 0.0))
+    started = re.sub("[-:]", "", iso(process.started) or iso(0.0) or "")[:15]
     return f"{name}-{process.pid}-{started}{SUFFIX}"
 
 
@@ -38,7 +53,7 @@ def find_records(directory: Path) -> list[Path]:
     """The records in a directory, the most recently written first.  A missing directory has none."""
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):
-        found.extend((_last_written(path), path) for path in directory.iterdir() if path.suffix == SUFFIX)
+        found.extend((_last_written(path), path) for path in directory.iterdir() if path.suffix == SUFFIX and path.is_file())
     return [path for _, path in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
 
 
