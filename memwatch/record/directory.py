@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from memwatch.model import Process, iso
-from memwatch.record.schema import SUFFIX, RecordError, RecordError
+from memwatch.record.schema import SUFFIX, RecordError
 
 DEAD_KEPT_S = 30 * 24 * 3600.0
 """Records of dead processes are kept this long: as long as the coarse history within one."""
@@ -28,18 +28,15 @@ def default_directory(environ: Mapping[str, str] | None = None) -> Path:
     if base and Path(base).is_absolute():
         return Path(base) / "memwatch"
     try:
-        try:
         home = Path("~/.local/state/memwatch").expanduser()
-    except RuntimeError:  # no HOME, and no entry in the user database (containers with a uid of their own)
+    except RuntimeError:  # no HOME, and no entry in the user database: a container with a uid of its own
         home = None
     if home is None or not home.is_absolute():
-        raise RecordError("there is no home directory to keep records in: give a directory with MEMWATCH_DIR, or MEMWATCH_DIR=off")
-    return home
-    except RuntimeError:
         raise RecordError(
             "no record can be kept: this user has no home directory; "
             "give a writable directory with MEMWATCH_DIR, or MEMWATCH_DIR=off"
-        ) from None
+        )
+    return home
 
 
 def record_name(process: Process) -> str:
@@ -50,7 +47,10 @@ def record_name(process: Process) -> str:
 
 
 def find_records(directory: Path) -> list[Path]:
-    """The records in a directory, the most recently written first.  A missing directory has none."""
+    """The records in a directory, the most recently written first.  A missing directory has none.
+
+    Only files count: whoever opened a pipe or a device of that name would wait for ever.
+    """
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):
         found.extend((_last_written(path), path) for path in directory.iterdir() if path.suffix == SUFFIX and path.is_file())
