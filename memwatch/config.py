@@ -171,9 +171,7 @@ def _directory(value: Any) -> dict[str, Any]:
         return {"directory": None}
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise TypeError(value)
-    path = os.fspath(value)
-    if "\0" in path:
-        raise _Refused("without a null character")
+    path = _without_null(os.fspath(value))
     try:
         # Absolute from here on: the program may change its working directory.
         return {"directory": Path(os.path.abspath(Path(path).expanduser()))}  # noqa: PTH100 - Path.absolute keeps `..`
@@ -181,6 +179,13 @@ def _directory(value: Any) -> dict[str, Any]:
         raise _Refused("the home directory of a user there is") from None
     except OSError:
         raise _Refused("an absolute path: the working directory is gone") from None
+
+
+def _without_null(text: str) -> str:
+    """Text that may be part of a path and of the environment."""
+    if "\0" in text:
+        raise _Refused("without a null character")
+    return text
 
 
 def _name(value: Any) -> dict[str, Any]:
@@ -260,20 +265,29 @@ def load(
         pyproject: a `pyproject.toml` to read `[tool.memwatch]` from; None reads none (services read none).
 
     Raises:
-        SettingError: an unknown or malformed setting in any source.
+        SettingError: an unknown or malformed setting in any source; with the kill switch set, those of the environment are passed
+            over instead: whoever pulls it must not be stopped by a misspelt variable.
     """
+    environ = os.environ if environ is None else environ
+    disabled = is_disabled(environ)
     found: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for source, pairs in (
         (_tool_table(pyproject), "toml"),
-        ([] if is_disabled(environ) else _environment(os.environ if environ is None else environ), "environment"),
+        (_environment(environ, strict=not disabled), "environment"),
         (_arguments(arguments or {}), "arguments"),
     ):
         for setting, value, origin in source:
-            found.update(_read(setting, value, origin, in_environment=pairs == "environment"))
+            try:
+                found.update(_read(setting, value, origin, in_environment=pairs == "environment"))
+            except SettingError:
+                if disabled and pairs == "environment":
+                    continue
+                raise
             origins[setting.name] = origin
     config = replace(Config(), **found, origins=origins)
-    _check_levels(config)
+    if not disabled:
+        _check_levels(config)
     return config
 
 

@@ -6,7 +6,6 @@ ours; a hook that raises is reported to the caller's `on_error` and dropped.
 
 from __future__ import annotations
 
-import math
 import operator
 import weakref
 from collections.abc import Callable, Iterator
@@ -107,7 +106,7 @@ class ReliefHooks:
             level: the least pressure at which it runs: `warning` hooks also run when critical, `periodic` ones always.
 
         Raises:
-            TypeError: not callable, or a priority that is no integer.
+            TypeError: not callable, or a priority that is no whole number.
             ValueError: an unknown level.
         """
         if not callable(hook):
@@ -115,9 +114,7 @@ class ReliefHooks:
         try:
             priority = operator.index(priority)
         except TypeError:
-            raise TypeError(f"priority: must be an integer, not {type(priority).__name__}") from None
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority: {priority!r} is not a whole number")
+            raise TypeError(f"priority: {type(priority).__name__} is not a whole number") from None
         if level not in HOOK_LEVELS:
             raise ValueError(f"level: {level!r} is not one of {', '.join(HOOK_LEVELS)}")
         self._registered += 1
@@ -152,14 +149,14 @@ class ReliefHooks:
                 self._hooks = [item for item in self._hooks if item is not entry]
                 on_error(name, error)
                 continue
-            yield ReliefStep(name, _bytes(freed))
+            yield ReliefStep(name, freed)
 
 
-def _bytes(freed: object) -> float | None:
+def _bytes_freed(told: object) -> float | None:
     """What a hook returned, if it is a sane number of bytes."""
-    if isinstance(freed, bool) or not isinstance(freed, int | float):
+    if isinstance(told, bool) or not isinstance(told, int | float):
         return None
-    return float(freed) if abs(freed) < 2**62 else None
+    return float(told) if abs(told) < 2**62 else None
 
 
 def hook_name(hook: Callable[..., Any]) -> str:

@@ -49,7 +49,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     factor = _SIZE_FACTORS.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    if match is None or factor is None or math.isinf(float(match[1]) * factor):
         raise UnitError(text, SIZES_ACCEPTED)
     return round(float(match[1]) * factor)
 
@@ -70,6 +70,8 @@ def parse_duration(text: str) -> float:
             raise UnitError(text, DURATIONS_ACCEPTED)
         total += float(match[1]) * factor
         position = match.end()
+    if math.isinf(total):
+        raise UnitError(text, DURATIONS_ACCEPTED)
     return total
 
 

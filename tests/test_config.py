@@ -82,7 +82,7 @@ def test_a_bare_number_where_a_unit_matters_is_refused_and_told_so(name: str, ba
     [
         ("interval", "1ms"), ("interval", "2h"), ("warning", "1.5"), ("warning", "0"), ("warning", True), ("critical", "-1"),
         ("memory_limit", "1kB"), ("evidence", "full"), ("labels", "novalue"), ("name", ""), ("directory", ""),
-        ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms"), ("warning", 10**400), ("directory", "~no-such-user-here/x"),
+        ("growth_limit", "0MB/s"), ("cleanup_interval", "1ms"), ("directory", "~no-such-user-here/x"),
         ("directory", "a\0b"), ("name", "a\0b"), ("labels", {"a": "\0"}),
     ],
 )  # fmt: skip
@@ -126,24 +126,6 @@ def test_every_setting_is_described_with_its_origin() -> None:
     assert rows["interval"] == ("30 s", "argument")
     assert rows["warning"] == ("70% of the limit", "default")
     assert set(rows) == set(MEMWATCH_SETTINGS)
-
-
-def test_a_relative_directory_does_not_follow_the_program_when_it_changes_its_own(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert load({"directory": "records"}, environ={}).directory == tmp_path / "records"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("directory", "a\0b"), ("directory", "~nosuchuser/x"), ("warning", 10**400), ("cleanup_interval", "9" * 5000 + "h")],
-)
-def test_a_value_that_breaks_the_machinery_is_refused_as_any_other(name: str, value: object) -> None:
-    with pytest.raises(SettingError, match=f"^{name}: "):
-        load({name: value}, environ={})
-
-
-def test_the_kill_switch_wins_over_a_misspelt_variable() -> None:
-    load(environ={"MEMWATCH_DISABLE": "1", "MEMWATCH_INTRVAL": "3s"})
 
 
 @pytest.mark.parametrize("name", ["interval", "cleanup_interval", "memory_limit", "record_limit", "growth_limit", "warning"])

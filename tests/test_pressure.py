@@ -143,7 +143,8 @@ def test_a_hook_may_add_and_remove_hooks_while_they_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "freed"), [(None, None), (12, 12.0), (1.5, 1.5), ("lots", None), (True, None), (10**400, None)]
+    ("returned", "freed"),
+    [(None, None), (12, 12.0), (1.5, 1.5), ("lots", None), (True, None), (10**400, None), (float("nan"), None)],
 )
 def test_only_a_number_counts_as_bytes_freed(returned: Any, freed: float | None) -> None:
     hooks = ReliefHooks()
@@ -184,14 +185,9 @@ def test_the_name_of_a_hook_never_runs_its_repr() -> None:
     assert hook_name(Loud()).endswith("Loud")
 
 
-def test_a_priority_that_is_no_number_is_refused_where_it_is_given() -> None:
-    with pytest.raises(TypeError, match="priority: 'x' is not a whole number"):
-        ReliefHooks().add(print, priority="x")  # type: ignore[arg-type]
-
-
 def test_a_priority_that_is_no_integer_is_refused_and_the_next_registration_works() -> None:
     hooks = ReliefHooks()
-    with pytest.raises(TypeError, match="priority: must be an integer, not str"):
+    with pytest.raises(TypeError, match="priority: str is not a whole number"):
         hooks.add(lambda pressure: None, priority="x")  # type: ignore[arg-type]
     hooks.add(lambda pressure: 1)
     hooks.add(lambda pressure: 2, priority=-1)

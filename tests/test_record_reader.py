@@ -15,7 +15,7 @@ import report_cases as cases
 
 from memwatch import report as reports
 from memwatch.model import Event, Report, Sample
-from memwatch.record import Record, RecordError, RecordWriter, read_report
+from memwatch.record import Record, RecordError, RecordWriter, default_directory, find_records, read_report
 
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1e300, -1e300, 10**30, 10**400, 2**63, float("nan"), float("inf"), "", "text", "9999-12-31T23:59:59Z",
@@ -143,6 +143,17 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with pytest.raises(RecordError, match="it is not a file"):
             Record(path)
+    assert find_records(tmp_path) == []
+
+
+def test_without_a_home_the_message_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    with pytest.raises(RecordError, match="no home directory; give a writable directory with MEMWATCH_DIR"):
+        default_directory({})
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(RecordError, match="no home directory"):
+        default_directory({})
 
 
 def test_a_damage_found_while_samples_are_iterated_names_the_file(whole: bytes, tmp_path: Path) -> None:
