@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -244,6 +246,123 @@ def test_ps_names_a_record_that_cannot_be_read_and_shows_the_others(several: Pat
     (several / "broken.memwatch").write_text("not a database, but long enough to be taken for one " * 99)
     shown = memwatch("ps", "--directory", several)
     assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 5 and "broken.memwatch" in shown.stderr
+
+
+# -- what is damaged, odd or in the way ----------------------------------------------------------------------------------------
+
+
+def damage(path: Path, sql: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(sql)
+    connection.commit()
+    connection.close()
+
+
+DAMAGES = (
+    "UPDATE meta SET value = '{' WHERE key = 'latest'",
+    "UPDATE meta SET value = '[3]' WHERE key = 'process'",
+    "UPDATE meta SET value = json_set(value, '$.verdict.rate', 'fast') WHERE key = 'latest'",
+    "UPDATE meta SET value = json_set(value, '$.name', 3) WHERE key = 'process'",
+    "UPDATE events SET details = x'ff'",
+    "UPDATE events SET time_s = 'now'",
+)
+
+
+@pytest.mark.parametrize("sql", DAMAGES)
+def test_a_damaged_record_is_one_line_and_the_others_are_shown(sql: str, several: Path, tmp_path: Path) -> None:
+    report = cases.tasks()
+    path = record(several, replace(report, process=replace(report.process, pid=77777)))
+    damage(path, sql)
+    listed = memwatch("ps", "--directory", several)
+    assert (listed.returncode, len(listed.stdout.splitlines()), listed.stderr.count("\n")) == (0, 5, 1)
+    assert f"cannot read the record {path}" in listed.stderr
+    of_all = memwatch("report", several, "--json")
+    assert of_all.returncode == 0 and str(path) in of_all.stderr and json.loads(of_all.stdout)["verdict"]["state"] == "leaking"
+    assert memwatch("report", "--directory", several).returncode == 0  # the newest is the damaged one: the next is shown
+    itself = memwatch("report", path)
+    assert (itself.returncode, itself.stdout, itself.stderr.count("\n")) == (3, "", 1)
+
+
+def test_pipes_and_folders_called_records_are_passed_over(several: Path) -> None:
+    os.mkfifo(several / "pipe.memwatch")
+    (several / "folder.memwatch").mkdir()
+    listed = memwatch("ps", "--directory", several)
+    assert (listed.returncode, len(listed.stdout.splitlines()), listed.stderr) == (0, 5, "")
+
+
+def test_a_name_that_is_no_text_is_shown_written_out(directory: Path) -> None:
+    report = cases.leak()
+    name = "n\udcfe"
+    path = record(directory, replace(report, process=replace(report.process, name=name, command=("python", name))))
+    assert "n\\udcfe[4242]" in memwatch("ps", "--directory", directory).stdout
+    assert json.loads(memwatch("ps", "--json", "--directory", directory).stdout)[0]["process"]["name"] == name
+    assert json.loads(memwatch("report", path, "--json").stdout)["process"]["name"] == name
+    assert "n\\udcfe[4242]" in memwatch("report", path).stdout
+
+
+def test_without_a_home_the_sentence_says_what_to_set(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_STATE_HOME")}
+    start = "import pwd; pwd.getpwuid = {}.__getitem__; from memwatch.cli import main; main()"
+    for command in ("ps", "report"):
+        refused = subprocess.run(
+            [sys.executable, "-c", start, command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+        assert "no home directory" in refused.stderr and "MEMWATCH_DIR" in refused.stderr
+    told = subprocess.run([sys.executable, "-c", start, "doctor"], env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0 and "no home directory" in told.stdout
+
+
+@pytest.mark.parametrize("words", [["ps"], ["ps", "--json"], ["report"]])
+@pytest.mark.parametrize(("sink", "status", "says"), [("| true", 0, ""), ("> /dev/full", 1, "No space"), (">&-", 1, "Bad file")])
+def test_where_nobody_takes_the_data(words: list[str], sink: str, status: int, says: str, several: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("elsewhere: there is no /dev/full")
+    line = f"set -o pipefail; {shlex.join([*MEMWATCH, *words, '--directory', str(several)])} {sink}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (status, bool(says)), done.stderr
+    assert says in done.stderr
+
+
+def test_the_help_on_a_full_disk_is_one_line() -> None:
+    done = subprocess.run(["bash", "-c", f"{shlex.join(MEMWATCH)} --help > /dev/full"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+
+
+def of_this_process(directory: Path, name: str, *, began_s: float, last_s: float) -> Path:
+    """A record of the process of this test that was written from *began_s* to *last_s*, without goodbye."""
+    me, report = identity(), cases.leak()
+    process = replace(
+        report.process, pid=me.pid, name=name, host=socket.gethostname(), started=me.started_s, start_ticks=me.start_ticks,
+        boot=me.boot,
+    )  # fmt: skip
+    channels = {"rss": cases.channel(1e9, taken=last_s)}
+    statistics = replace(report.statistics, uptime_s=last_s - began_s, channels=channels)
+    return record(directory, replace(report, process=process, statistics=statistics, events=()), ended=None)
+
+
+def test_a_program_that_was_replaced_by_another_one_is_not_running(directory: Path) -> None:
+    now_s = time.time()
+    old = of_this_process(directory, "first", began_s=now_s - 500, last_s=now_s - 300)
+    new = of_this_process(directory, "second", began_s=now_s - 299, last_s=now_s)
+    fates = {
+        Path(row["record"]): row["process"]["fate"] for row in json.loads(memwatch("ps", "--json", "--directory", directory).stdout)
+    }
+    assert fates == {old: "exited", new: "running"}
+    process = json.loads(memwatch("report", old, "--json").stdout)["process"]
+    assert (process["fate"], process["end"]) == ("exited", "replaced by another program (exec)")
+    assert (
+        json.loads(memwatch("report", str(os.getpid()), "--json", "--directory", directory).stdout)["process"]["name"] == "second"
+    )
+
+
+def test_two_watches_of_one_process_go_on_side_by_side(directory: Path) -> None:
+    now_s = time.time()
+    of_this_process(directory, "inside", began_s=now_s - 500, last_s=now_s - 8)
+    of_this_process(directory, "outside", began_s=now_s - 3, last_s=now_s)
+    of_this_process(directory, "another", began_s=now_s - 100, last_s=now_s - 5)
+    rows = json.loads(memwatch("ps", "--json", "--directory", directory).stdout)
+    assert [row["process"]["fate"] for row in rows] == ["running"] * 3
 
 
 # -- usage ---------------------------------------------------------------------------------------------------------------------

@@ -355,6 +355,65 @@ def test_the_kill_switch_is_silent(records: Path, environment: dict[str, str]) -
     assert (done.stdout, done.stderr, records.exists()) == ("1\n", "", False)
 
 
+def test_a_command_ended_before_a_watch_began_is_not_said_to_have_been_no_python(environment: dict[str, str]) -> None:
+    done = run("--", "sh", "-c", "kill -TERM $$", env=environment)
+    assert (done.returncode, done.stderr) == (
+        -signal.SIGTERM,
+        "memwatch: nothing was watched: sh was ended by signal 15 (SIGTERM) before a watch began\n",
+    )
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM meta", "UPDATE meta SET value = '[3]'", "DROP TABLE events", "not a database"])
+def test_whatever_is_among_the_records_the_exit_status_is_the_commands(
+    damage: str, tmp_path: Path, records: Path, environment: dict[str, str]
+) -> None:
+    source = f"""
+        import os, pathlib, sqlite3, sys, time
+        time.sleep(0.3)
+        (path,) = pathlib.Path({str(records)!r}).glob("*.memwatch")
+        if {damage!r}.startswith("not"):
+            path.write_text({damage!r} * 1000)
+        else:
+            connection = sqlite3.connect(path)
+            connection.execute({damage!r})
+            connection.commit()
+        os._exit(3)
+    """
+    done = run("--", sys.executable, program(tmp_path, source), env=environment)
+    assert done.returncode == 3 and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1, done.stderr
+
+
+def test_an_error_of_ours_after_the_command_is_one_line_and_the_exit_status_is_the_commands(environment: dict[str, str]) -> None:
+    start = (
+        "import memwatch.record; memwatch.record.find_records = lambda directory: 1 / 0; from memwatch.cli import main; "
+        "main(['run', '--', __import__('sys').executable, '-c', 'raise SystemExit(5)'])"
+    )
+    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr == "memwatch: what was found cannot be told: ZeroDivisionError: division by zero\n"
+
+
+def test_run_works_where_its_own_directory_and_its_streams_are_gone(tmp_path: Path, environment: dict[str, str]) -> None:
+    words = shlex.join([*MEMWATCH, "run", "--interval", "60ms", "--", sys.executable, "-P", "-c", "raise SystemExit(4)"])
+    line = f"cd {shlex.quote(str(tmp_path / 'gone'))} && rmdir ../gone && {words}"
+    environment |= {"PYTHONPATH": str(ROOT)}
+    for streams in ("", ">&-", "2>&-", ">&- 2>&-"):
+        (tmp_path / "gone").mkdir()
+        done = subprocess.run(["bash", "-c", f"{line} {streams}"], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (4, "", "")
+
+
+def test_a_script_whose_name_is_no_text_is_watched_and_shown(tmp_path: Path, records: Path, environment: dict[str, str]) -> None:
+    script = os.fsdecode(os.fsencode(tmp_path) + b"/a\xfe.py")
+    Path(script).write_text("import time; time.sleep(0.3)")
+    done = run("--", sys.executable, script, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = subprocess.run([*MEMWATCH, "ps"], env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"a\\(udc|x)fe\[", listed.stdout) and listed.stderr == ""
+    shown = subprocess.run([*MEMWATCH, "report", "--json"], env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["samples"] > 0
+
+
 def test_run_within_run_watches_once(records: Path, environment: dict[str, str]) -> None:
     words = [*MEMWATCH, "run", "--", sys.executable, "-c", "import sys, time; time.sleep(0.2); print(len(sys.path))"]
     done = run("--", *words, env=environment)

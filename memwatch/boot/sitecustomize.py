@@ -16,9 +16,16 @@ _NOTES = "MEMWATCH_RUN_NOTES"
 _OURSELVES = sys.modules[__name__]  # Python 2 empties a module that nobody refers to, while its functions still run
 
 
+def _is_ours(entry):
+    try:
+        return os.path.abspath(entry or ".") == _HERE
+    except (IOError, OSError):  # a relative one where the working directory has been deleted
+        return False
+
+
 def _run_the_next_sitecustomize():
     """Do what Python would have done had we not been first: import `sitecustomize`, and let its errors be Python's to tell."""
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
+    sys.path[:] = [entry for entry in sys.path if not _is_ours(entry)]
     sys.modules.pop("sitecustomize", None)
     try:
         __import__("sitecustomize")

@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets its number, not an exception
             stream.reconfigure(errors="backslashreplace")
     try:
         status = commands.main(list(arguments) if arguments is not None else None, prog_name="memwatch", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -74,8 +74,18 @@ def _status(arguments: Sequence[str] | None) -> int:
     except SettingError as error:
         click.echo(f"memwatch: {error}", err=True)
         return USAGE
-    except BrokenPipeError:
-        # Whoever read us has seen enough.  Python flushes once more at exit and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except OSError as error:
+        from memwatch.cli.screen import NotWritten, drop_stdout
+
+        drop_stdout()
+        NotWritten(error.strerror or str(error)).show()  # the help, which click writes itself
+        return NotWritten.exit_code
     return status if isinstance(status, int) else OK
+
+
+def _open_what_is_closed() -> None:
+    """Where the shell closed a stream (`>&-`) Python has none: what is told is dropped, and data meets an error on writing."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

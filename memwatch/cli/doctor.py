@@ -19,7 +19,7 @@ from memwatch import __version__, config
 from memwatch.cli import OK, USAGE, options
 from memwatch.cli.screen import is_coloured, put, put_json, width
 from memwatch.model import CHANNELS
-from memwatch.record import default_directory, find_records
+from memwatch.record import find_records
 from memwatch.report.layout import padded, shown, wrapped
 from memwatch.report.words import amount
 from memwatch.units import format_duration, format_size
@@ -157,7 +157,11 @@ def _record(loaded: config.Config) -> Iterator[Line]:
     if loaded.directory is False:
         yield Line("directory", "absent", "records are switched off")
         return
-    directory = loaded.directory or default_directory()
+    try:
+        directory = options.record_directory(loaded)
+    except config.SettingError as error:
+        yield Line("directory", "warning", str(error))
+        return
     existing = directory.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -70,7 +70,14 @@ def load(**given: str | Sequence[str] | None) -> config.Config:
 
 
 def record_directory(loaded: config.Config) -> Path:
-    """Where records are by these settings; with records switched off, where they would be."""
-    from memwatch.record import default_directory  # loads the database: `memwatch run` starts its command first
+    """Where records are by these settings; with records switched off, where they would be.
 
-    return (loaded.directory or default_directory()).absolute()
+    Raises:
+        SettingError: they say nothing, and the user has no home directory.
+    """
+    from memwatch.record import RecordError, default_directory  # loads the database: `memwatch run` starts its command first
+
+    try:
+        return loaded.directory or default_directory()
+    except RecordError as error:
+        raise config.SettingError(str(error)) from None

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from memwatch.cli import OK, options, records
-from memwatch.cli.screen import STATE_COLOURS, console, put_json, say
+from memwatch.cli.screen import STATE_COLOURS, console, put, put_json, say
 from memwatch.model import Report
 from memwatch.report import headline, shown
 from memwatch.report.layout import wrapped
@@ -61,16 +61,18 @@ def _print(found: list[records.Found]) -> None:
             *(Text(cell) for cell in _cells(report)),
         )
     screen = console(sys.stdout)
-    if Measurement.get(screen, screen.options.update(max_width=100_000), table).maximum <= screen.width:
-        screen.print(table)
-        return
-    # Too narrow for columns: a sentence each.
-    for item in found:
-        word = status(item.report.verdict)
-        first, *rest = wrapped(headline(item.report).removeprefix(word).lstrip(" "), screen.width, first=f"{word}  ", rest="  ")
-        screen.print(Text(word, style=STATE_COLOURS[item.report.verdict.state]), Text(first.removeprefix(word)), sep="")
-        for line in rest:
-            screen.print(Text(line))
+    with screen.capture() as drawn:  # rich has its own ideas of what to do when nobody reads on
+        if Measurement.get(screen, screen.options.update(max_width=100_000), table).maximum <= screen.width:
+            screen.print(table)
+        else:  # too narrow for columns: a sentence each
+            for item in found:
+                word = status(item.report.verdict)
+                sentence = headline(item.report).removeprefix(word).lstrip(" ")
+                first, *rest = wrapped(sentence, screen.width, first=f"{word}  ", rest="  ")
+                screen.print(Text(word, style=STATE_COLOURS[item.report.verdict.state]), Text(first.removeprefix(word)), sep="")
+                for line in rest:
+                    screen.print(Text(line))
+    put(drawn.get())
 
 
 def _cells(report: Report) -> tuple[str, ...]:

@@ -54,8 +54,13 @@ def command(words: tuple[str, ...], **given: Any) -> int:
             oom_before = _oom_kills()  # now that nobody waits for us
             status = _wait(child, blocked.signals)
         ended_s = time.time()
-        with contextlib.suppress(KeyboardInterrupt):  # the command is gone: what is left takes no time
+        try:
             _conclude(words, child.pid, status, loaded, notes, started_s=started_s, ended_s=ended_s, oom_before=oom_before)
+        except KeyboardInterrupt:
+            pass  # the command is gone: what is left takes no time
+        except Exception as error:  # whatever it is: the exit status is the command's
+            with contextlib.suppress(Exception):
+                say(f"what was found cannot be told: {type(error).__name__}: {error}")
     finally:
         if notes is not None:
             shutil.rmtree(notes, ignore_errors=True)
@@ -90,7 +95,7 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "warning": level(loaded.warning),
         "critical": level(loaded.critical),
         "evidence": loaded.evidence,
-        "directory": "off" if loaded.directory is False else str(Path(loaded.directory or "").absolute()),
+        "directory": "off" if loaded.directory is False else str(loaded.directory or ""),
         "name": loaded.name or "",
         "labels": ",".join(f"{key}={value}" for key, value in loaded.labels.items()),
         "cleanup_interval": f"{loaded.cleanup_interval_s!r}s" if loaded.cleanup_interval_s else "off",
@@ -215,7 +220,7 @@ def _conclude(
     """Write how the command ended into its record, and say what was found, if anything."""
     outcomes = _outcomes(notes)
     if notes is not None and not config.is_disabled() and "watching" not in outcomes.values():
-        say(f"nothing was watched: {_why_not(words, outcomes)}")
+        say(f"nothing was watched: {_why_not(words, outcomes, status)}")
         return
     if loaded.directory is False or not outcomes:
         return
@@ -267,13 +272,17 @@ def _fate(status: int, oom_before: int | None) -> tuple[str, str]:
     if os.WIFEXITED(status):
         return "exited", f"exit status {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)
+    how = _signal_name(number)
+    oom_now = _oom_kills()
+    if number == signal.SIGKILL and oom_before is not None and oom_now is not None and oom_now > oom_before:
+        how += ", by the OOM killer: it has struck in this control group meanwhile"
+    return "killed", how
+
+
+def _signal_name(number: int) -> str:
     with contextlib.suppress(ValueError):
-        how = f"signal {number} ({signal.Signals(number).name})"
-        oom_now = _oom_kills()
-        if number == signal.SIGKILL and oom_before is not None and oom_now is not None and oom_now > oom_before:
-            how += ", by the OOM killer: it has struck in this control group meanwhile"
-        return "killed", how
-    return "killed", f"signal {number}"
+        return f"signal {number} ({signal.Signals(number).name})"
+    return f"signal {number}"  # a real-time signal
 
 
 def _oom_kills() -> int | None:
@@ -293,7 +302,7 @@ def _outcomes(notes: Path | None) -> dict[int, str]:
     return found
 
 
-def _why_not(words: tuple[str, ...], outcomes: dict[int, str]) -> str:
+def _why_not(words: tuple[str, ...], outcomes: dict[int, str], status: int) -> str:
     name = Path(words[0]).name
     flags = [word for word in words[1:] if re.fullmatch(r"-[A-Za-z]*[IES][A-Za-z]*", word)]
     if outcomes:
@@ -305,6 +314,8 @@ def _why_not(words: tuple[str, ...], outcomes: dict[int, str]) -> str:
         return first
     if name.startswith("python") and flags:
         return f"{name} {flags[0]} makes Python ignore PYTHONPATH; call memwatch.start() in the program instead"
+    if os.WIFSIGNALED(status):
+        return f"{name} was ended by {_signal_name(os.WTERMSIG(status))} before a watch began"
     return (
         f"{name} started no Python that reads PYTHONPATH (it is not Python, or runs with -I, -E or -S, or without its environment)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,6 +34,24 @@ class NotThere(click.ClickException):
         say(self.message)
 
 
+class NotWritten(click.ClickException):
+    """The data could not be written: a full disk, or no standard output at all."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        say(f"cannot write to standard output: {self.message}")
+
+
+class NobodyReads(NotWritten):
+    """Whoever read us (`head`, a pager) has seen enough, and that is fine."""
+
+    exit_code = 0
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        pass
+
+
 def say(text: str) -> None:
     """One line of chatter; broken where the terminal ends, whole in a log."""
     text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)  # names of files hold anything
@@ -46,7 +65,18 @@ def say(text: str) -> None:
 
 def put(text: str) -> None:
     """Data.  The text ends with its own newline."""
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        drop_stdout()
+        raise (NobodyReads if isinstance(error, BrokenPipeError) else NotWritten)(error.strerror or str(error)) from None
+
+
+def drop_stdout() -> None:
+    """Python flushes once more at exit, and would complain."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def put_json(value: Any) -> None:
