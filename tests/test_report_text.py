@@ -121,6 +121,15 @@ def test_a_channel_read_too_rarely_has_neither_rate_nor_state_and_clears_nothing
     assert "native heap (stable)" not in text
 
 
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_a_stable_channel_has_no_rate_beside_its_state(format: str) -> None:
+    whole = cases.leak()
+    channels = dict(whole.statistics.channels) | {"fds": cases.channel(6, rate=3.5 / 60)}
+    text = reports.render(replace(whole, statistics=replace(whole.statistics, channels=channels)), format)
+    (row,) = [line for line in text.splitlines() if "open descriptors" in line and "not the cause" not in line.lower()]
+    assert "stable" in row and "/min" not in row
+
+
 @pytest.mark.parametrize("time_s", [1e300, -1e300, float("nan"), float("inf"), 253402300800.0])
 @pytest.mark.parametrize("format", reports.FORMATS)
 def test_a_moment_outside_the_calendar_is_told_as_unknown(format: str, time_s: float) -> None:

@@ -255,8 +255,9 @@ def channel_state(summary: ChannelSummary) -> str:
 
 
 def channel_pace(name: str, summary: ChannelSummary) -> str:
-    """The rate of a channel in a table."""
-    return pace(name, summary.rate) if is_judged(summary) else ""
+    """The rate of a channel in a table; not that of a stable one: it is what steps and noise add up to in one window, and beside
+    "stable" it would read as growth."""
+    return pace(name, summary.rate) if is_judged(summary) and summary.state != "stable" else ""
 
 
 def not_the_cause(report: Report) -> list[str]:
