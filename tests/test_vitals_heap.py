@@ -135,7 +135,7 @@ def test_free_pools_of_pymalloc_are_retained(python):
 )
 def test_an_allocator_that_is_not_pymalloc_has_no_heap_rather_than_a_wrong_one(allocator, heap_is_read, blocks_are_read):
     if allocator == "mimalloc" and sys.version_info < (3, 13):
-        pytest.skip("3.13 and later")
+        pytest.skip("elsewhere: 3.13 and later")
     code = (
         "from memwatch.vitals import Vitals; v = Vitals(); x = v.read(complete=True);"
         "print('heap' in x, 'retained' in x, 'large_blocks' in x, 'blocks' in x, x['native'] > 0, v.failed)"
