@@ -86,9 +86,7 @@ def _number(text: str) -> Any:
 def _unpack(path: Path, units: dict[str, float]) -> dict[str, list[np.ndarray]]:
     packed = np.load(path)
     offsets = packed["offsets"]
-    return {
-        name: [np.cumsum(part) * unit for part in _deltas(packed["c_" + name], offsets)] for name, unit in units.items()
-    }
+    return {name: [np.cumsum(part) * unit for part in _deltas(packed["c_" + name], offsets)] for name, unit in units.items()}
 
 
 def _deltas(planes: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
