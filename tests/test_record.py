@@ -181,6 +181,16 @@ def test_an_end_written_from_outside_tells_how_unless_the_process_said_goodbye(w
     assert (process.fate, process.end, process.ended) == ("exited", "exit status 3", START + 5)
 
 
+def test_an_end_cannot_be_written_into_a_damaged_record_and_that_is_said(writer: RecordWriter) -> None:
+    writer.close()
+    connection = sqlite3.connect(writer.path)
+    with connection:
+        connection.execute("UPDATE meta SET value = '{bad' WHERE key = 'process'")
+    connection.close()
+    with pytest.raises(RecordError, match=str(writer.path)):
+        append_end(writer.path, time_s=START, fate="killed", how="signal 9")
+
+
 def test_a_death_without_goodbye_shows_as_killed_at_its_last_sample(writer: RecordWriter) -> None:
     writer.write(sample_at(3), report_of())
     alive = read_report(writer.path, is_running=lambda process: True).process

@@ -311,7 +311,7 @@ def append_end(path: Path, *, time_s: float, fate: str, how: str) -> None:
         process["end"] = how
         connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('process', ?)", (json.dumps(process),))
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:  # the latter: damaged JSON
         raise RecordError(f"cannot write how the process ended to {path}: {error}") from None
     finally:
         connection.close()
