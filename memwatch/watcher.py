@@ -72,8 +72,8 @@ class Watcher:
     """Watches the process it runs in.
 
     Args:
-        interval, growth_limit, memory_limit, warning, critical, evidence, directory, labels, name, cleanup_interval, record_limit,
-            sinks, on_leak, on_pressure: see `memwatch.start`; what is not given is read from `MEMWATCH_*`, else the default.
+        interval: this and all other settings and callbacks are those of `memwatch.start`; what is not given is read from
+            `MEMWATCH_*`, else the default holds.
         hooks, expectations: a program's own sets; `memwatch.start` gives those that `on_cleanup` and `expect_gone` fill.
         clock, source: time and vitals; for tests.
 
