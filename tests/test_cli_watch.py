@@ -115,16 +115,12 @@ def test_a_process_of_another_user_is_watched_as_far_as_it_can_be_and_the_rest_i
 
     nobody = 65534
     path = os.pathsep.join(str(Path(module.__file__).parent.parent) for module in (memwatch, click))
-    python = next(
-        (
-            path
-            for path in (sys.executable, "/usr/bin/python3")
-            if _may(nobody, path, "import sys; assert sys.version_info > (3, 11)")
-        ),
-        None,
-    )
+    source = f"import sys; sys.path[:0] = {path.split(os.pathsep)!r}; assert sys.version_info > (3, 11); import memwatch, click"
+    python = next((found for found in (sys.executable, "/usr/bin/python3") if _may(nobody, found, source)), None)
     if python is None:
-        pytest.skip("elsewhere: another user cannot start a Python of at least 3.11")
+        pytest.skip(
+            "elsewhere: another user cannot start a Python of at least 3.11, or may not read memwatch where it is installed"
+        )
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as others:
         words = [python, "-m", "memwatch", "watch", "--interval", "50ms", "--directory", "off", "--samples", "2", str(others.pid)]
         done = subprocess.run(

@@ -125,7 +125,7 @@ def test_forking_from_many_threads_while_the_record_is_written_never_hangs_a_chi
                 memwatch.stop()
                 os._exit(7)
             statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        print(set(statuses))
+        print(set(statuses), flush=True)
         os._exit(0)
         """,
         tmp_path / "records",
