@@ -19,12 +19,13 @@ TIMEOUT_MAX_S = 3600.0
 
 
 def _original(name: str) -> Any:
-    gevent = sys.modules.get("gevent.monkey")
-    if gevent is not None:
-        return gevent.get_original("_thread", name)
-    eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None:
-        return getattr(eventlet.original("_thread"), name)
+    # A module that is being imported by another thread has not patched anything yet, and may lack the function.
+    get_original = getattr(sys.modules.get("gevent.monkey"), "get_original", None)
+    if get_original is not None:
+        return get_original("_thread", name)
+    original = getattr(sys.modules.get("eventlet.patcher"), "original", None)
+    if original is not None:
+        return getattr(original("_thread"), name)
     return getattr(_thread, name)
 
 
