@@ -7,9 +7,10 @@ happened meanwhile is kept (bounded) and written then; samples taken meanwhile a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from memwatch.model import Event, Process, Report, Sample
+from memwatch.model import Census, Event, Evidence, Process, Report, Sample
 from memwatch.record import RecordError, RecordLost, RecordWriter, default_directory, prune_records
 from memwatch.whoami import is_dead
 
@@ -17,6 +18,8 @@ RETRY_S = 300.0
 """After a failed write (a full disk), and to see whether somebody deleted the file, look this often."""
 WAITING_KEPT = 200
 """Events kept while the record cannot be written."""
+FINDINGS_KEPT = 8
+"""Evidence, and as many censuses, kept while the record cannot be written: each may be some hundred KiB."""
 
 
 class Journal:
@@ -39,6 +42,8 @@ class Journal:
         self._limit_bytes = limit_bytes
         self._writer: RecordWriter | None = None
         self._waiting: list[Event] = []
+        self._evidence: list[tuple[float, str, tuple[Evidence, ...]]] = []
+        self._censuses: list[Census] = []
         self._failed = False
         self._closed = False
         self._due_s = float("-inf")
@@ -57,28 +62,43 @@ class Journal:
         """Put an event aside until the next write."""
         self._waiting = [*self._waiting, event][-WAITING_KEPT:]
 
-    def write(self, sample: Sample, report: Report, events: Iterable[Event], *, now_s: float) -> None:
+    def write(
+        self,
+        sample: Sample,
+        report: Report,
+        events: Iterable[Event],
+        *,
+        now_s: float,
+        evidence: tuple[Evidence, ...] | None = None,
+        census: Census | None = None,
+    ) -> None:
         """Write one tick; never raises.
 
         Args:
             now_s: monotonic seconds.
+            evidence, census: what was found at this tick.
         """
         if self._directory is False or self._closed or (self._failed and now_s < self._due_s):
             for event in events:
                 self.keep(event)
+            if self._failed and not self._closed:
+                self._keep_found(sample, report, evidence, census)
             return
         waiting = [*self._waiting, *events]
         try:
             writer = self._current(sample.time_s, now_s)
             try:
-                writer.write(sample, report, waiting)
+                self._write_late(writer)
+                writer.write(sample, report, waiting, evidence=evidence, census=census)
             except RecordLost:
                 # The program has closed our descriptors, as daemons do with all of theirs: begin another file, at once.
                 writer = self._open(sample.time_s)
-                writer.write(sample, report, waiting)
+                self._write_late(writer)
+                writer.write(sample, report, waiting, evidence=evidence, census=census)
         except Exception as error:
             # Whatever it is (SQLite may be missing, the home directory unknown): the tick goes on without a record.
             self._waiting = waiting[-WAITING_KEPT:]
+            self._keep_found(sample, report, evidence, census)
             self._due_s = now_s + RETRY_S
             if not self._failed:
                 self._failed = True
@@ -89,6 +109,22 @@ class Journal:
         if self._failed:
             self._failed = False
             self._say(f"the record is being written again: {writer.path}")
+
+    def _keep_found(self, sample: Sample, report: Report, evidence: tuple[Evidence, ...] | None, census: Census | None) -> None:
+        if evidence is not None:
+            found = (sample.time_s, replace(report, evidence=evidence).fingerprint, evidence)
+            self._evidence = [*self._evidence, found][-FINDINGS_KEPT:]
+        if census is not None:
+            self._censuses = [*self._censuses, census][-FINDINGS_KEPT:]
+
+    def _write_late(self, writer: RecordWriter) -> None:
+        """What was found while the record could not be written; what has been written is not kept any longer."""
+        while self._evidence:
+            writer.write_evidence(*self._evidence[0])
+            del self._evidence[0]
+        while self._censuses:
+            writer.write_census(self._censuses[0])
+            del self._censuses[0]
 
     def _current(self, time_s: float, now_s: float) -> RecordWriter:
         if self._writer is not None and now_s < self._due_s:
@@ -114,6 +150,7 @@ class Journal:
             writer.discard()
             return
         try:
+            self._write_late(writer)
             if self._waiting:
                 writer.write(events=self._waiting)
             writer.end(time_s, how)

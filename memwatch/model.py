@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
@@ -296,6 +297,26 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Census:
+    """What is alive at one moment, by type, site and resource: levels, where the evidence of a report is growth.
+
+    The suspects' `bytes` and `count` are what is live; they have no share.  Two of them are what `memwatch diff` compares.
+    """
+
+    time_s: float
+    """Unix time."""
+    evidence: tuple[Evidence, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"time_s": self.time_s, "evidence": [item.to_dict() for item in self.evidence]}
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        evidence = tuple(Evidence.from_dict(item) for item in _items(_object("census", source), "evidence"))
+        return cls(**_plain(cls, source, evidence=evidence))
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened at a moment: a verdict change, a relief step, a peak, an end.
 
@@ -450,18 +471,34 @@ class Report:
     history: tuple[Sample, ...] = ()
     """Thinned to a few hundred samples; not part of the JSON report (the record has all of them)."""
 
+    censuses: tuple[Census, ...] = ()
+    """The newest few, oldest first; not part of the JSON report (the record has all of them)."""
+
+    @property
+    def explained(self) -> float | None:
+        """What part of the growth all collectors together explain, 0 to 1: the best of them, for they look at the same growth
+        from several sides.  None if none of them knows."""
+        known = [item.explains for item in self.evidence if item.collector in EXPLAINING and item.explains is not None]
+        return min(1.0, max(known)) if known else None
+
     @property
     def fingerprint(self) -> str:
         """Identity of the finding: the same for the same leak on another host, in another process or release.
 
-        Made of the kind, the channel and the first suspect's label and trail root; never of pids, addresses, rates or line
-        numbers.
+        Made of the process's name, the kind and what `identity` says; never of pids, addresses, counts, rates or line numbers.
         """
-        first = next((suspect for item in self.evidence for suspect in item.suspects), None)
-        label = "" if first is None else "".join(char for char in first.label if not char.isdigit())
-        root = first.trail[0] if first is not None and first.trail else ""
-        text = "\n".join((self.process.name, self.verdict.kind, self.verdict.channel, label, root))
+        text = "\n".join((self.process.name, self.verdict.kind, self.identity))
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+    @property
+    def identity(self) -> str:
+        """The most stable name of what leaks: where it accumulates, else who allocates it, else what it is, else the channel."""
+        order = (_RESOURCES_FIRST if self.verdict.kind in _RESOURCE_KINDS else ()) + _IDENTIFYING
+        found = [item for name in order for item in self.evidence if item.collector == name and item.suspects]
+        # What holds next to nothing of the growth is there by chance; it names the leak only where nothing else does.
+        for item in [item for item in found if _is_large(item)] + found:
+            return _identity(item)
+        return self.verdict.channel
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -501,6 +538,47 @@ class Report:
         from memwatch import report
 
         return report.render(self, format)
+
+
+EXPLAINING = ("sites", "types", "holders", "resources", "native")
+"""The collectors whose `explains` is about the growth itself."""
+NAMES_A_LEAK = 0.1
+"""Guess: a suspect with less of the growth than this is noise beside a leak."""
+NEARLY_EQUAL = 0.9
+"""Of suspects this near to the largest, small noise decides which one leads, and it is another in each of 40 workers."""
+_RESOURCE_KINDS = ("descriptors", "threads", "tasks", "children")
+_RESOURCES_FIRST = ("resources",)
+_IDENTIFYING = ("holders", "sites", "native", "types", "resources")
+_SITE = re.compile(r"(.*?):\d+(?: +(.*))?", re.DOTALL)
+_BRACKETED = re.compile(r" *\([^()]*\)")
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,_]\d+)*")
+
+
+def stable_label(collector: str, label: str) -> str:
+    """What stays of a suspect's label in another process, on another host, and after lines and counts have changed."""
+    if collector in ("sites", "native") and (site := _SITE.fullmatch(label)):
+        file = _NUMBER.sub("#", re.split(r"[/\\]", site[1])[-1])
+        return f"{file} {site[2] or ''}".rstrip()
+    if collector == "holders":
+        for _ in range(3):  # brackets in brackets, of a file that may hold anything
+            label = _BRACKETED.sub("", label)
+    return _NUMBER.sub("#", label)
+
+
+def _identity(evidence: Evidence) -> str:
+    measure = next((name for name in ("share", "bytes", "count") if _largest(evidence, name) > 0), "share")
+    least = NEARLY_EQUAL * _largest(evidence, measure)
+    leading = [suspect for suspect in evidence.suspects if (getattr(suspect, measure) or 0.0) >= least]
+    return min(stable_label(evidence.collector, suspect.label) for suspect in leading)
+
+
+def _is_large(evidence: Evidence) -> bool:
+    shares = [suspect.share for suspect in evidence.suspects if suspect.share is not None]
+    return not shares or max(shares) >= NAMES_A_LEAK
+
+
+def _largest(evidence: Evidence, measure: str) -> float:
+    return max((getattr(suspect, measure) or 0.0 for suspect in evidence.suspects), default=0.0)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict | None:

@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from memwatch.model import (
     SCHEMA,
+    Census,
     ChannelSummary,
     Event,
     Evidence,
@@ -39,7 +42,7 @@ REPORT = Report(
 @pytest.mark.parametrize(
     "thing",
     [Sample(1.5, 0.5, {"rss": 3.0}), VERDICT, PROCESS, REPORT, REPORT.statistics, REPORT.evidence[0], REPORT.events[0],
-     Freed(3, 4, None, True, 0.1)],
+     Freed(3, 4, None, True, 0.1), Census(1.5, REPORT.evidence)],
     ids=lambda thing: type(thing).__name__,
 )  # fmt: skip
 def test_everything_survives_json(thing) -> None:
@@ -80,6 +83,75 @@ def test_the_fingerprint_is_the_same_for_the_same_leak_elsewhere_and_differs_for
     )
     assert elsewhere.fingerprint == REPORT.fingerprint
     assert replace(REPORT, verdict=replace(VERDICT, kind="native")).fingerprint != REPORT.fingerprint
+
+
+def found(collector: str, *suspects: Suspect, explains: float | None = None) -> Evidence:
+    return Evidence(collector, suspects, explains)
+
+
+HELD = Suspect("module app.sessions → _STORE (dict, 1,204,332 entries)", 1e6, 9, 0.9, ("Session",))
+ADDED = Suspect("app/sessions.py:48 SessionStore.add", 1e6, 9, 0.9, ("app/web.py:12 handle",))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "identity"),
+    [
+        ((found("types", Suspect("app.Session", 1, 1, 0.9)), found("sites", ADDED), found("holders", HELD)),
+         "module app.sessions → _STORE"),
+        ((found("types", Suspect("app.Session", 1, 1, 0.9)), found("sites", ADDED)), "sessions.py SessionStore.add"),
+        ((found("types", Suspect("app.V2.Session", 1, 1, 0.9)),), "app.V#.Session"),
+        ((found("holders"), found("sites")), "heap"),
+        ((), "heap"),
+        # What holds next to nothing of the growth is not where the leak is.
+        ((found("sites", ADDED), found("holders", Suspect("module re → _cache (dict, 3 entries)", 9, 9, 0.01))),
+         "sessions.py SessionStore.add"),
+        ((found("holders", Suspect("module re → _cache (dict, 3 entries)", 9, 9, 0.01)),), "module re → _cache"),
+        ((found("native", Suspect("/srv/a/lib.py:3 load", 9, 9, 0.8)),), "lib.py load"),
+    ],
+)  # fmt: skip
+def test_a_leak_is_named_by_where_it_accumulates_else_who_allocates_it_else_what_it_is(evidence: tuple, identity: str) -> None:
+    assert replace(REPORT, evidence=evidence).identity == identity
+
+
+def test_a_leak_of_descriptors_is_named_by_what_is_open() -> None:
+    sockets = found("resources", Suspect("socket to 10.0.0.7:5432 (ESTABLISHED)", None, 40, 1.0))
+    leak = replace(REPORT, verdict=replace(VERDICT, kind="descriptors", channel="fds"), evidence=(found("holders", HELD), sockets))
+    assert leak.identity == "socket to #:# (ESTABLISHED)"
+
+
+@given(line=st.integers(1, 10**6), entries=st.integers(0, 10**12), pid=st.integers(1, 2**22), address=st.integers(0, 2**64),
+       folder=st.sampled_from(["", "/srv/", "/opt/releases/20261125/"]), data=st.data())  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_the_fingerprint_survives_lines_counts_addresses_pids_folders_and_the_order_of_equals(
+    line: int, entries: int, pid: int, address: int, folder: str, data: st.DataObject
+) -> None:
+    def leak(line: int, entries: int, address: int, folder: str, collector: str, shares: list[float]) -> Report:
+        suspects = {
+            "holders": [
+                f"module app → _A (dict, {entries:,} entries)",
+                f"module app → _B (list at {address:#x}, {entries} entries)",
+            ],
+            "sites": [f"{folder}app/a.py:{line} add", f"{folder}app/b.py:{line + 1} put"],
+            "resources": [f"thread worker-{entries} (target app.run)", f"file /var/log/app-{address:#x}.log"],
+        }[collector]
+        rows = [Suspect(label, 1.0, entries, share) for label, share in zip(suspects, shares, strict=True)]
+        return replace(REPORT, evidence=(found(collector, *sorted(rows, key=lambda row: -(row.share or 0)), explains=0.9),))
+
+    for collector in ("holders", "sites", "resources"):
+        shares = data.draw(st.permutations([0.46, 0.44]))
+        one = leak(48, 1000, 0x7F00, "", collector, [0.45, 0.45])
+        other = leak(line, entries, address, folder, collector, shares)
+        other = replace(other, process=replace(PROCESS, pid=pid), verdict=replace(VERDICT, rate=float(line)))
+        assert other.fingerprint == one.fingerprint
+        one_leads, other_leads = (leak(1, 2, 3, "", collector, shares) for shares in ([0.8, 0.1], [0.1, 0.8]))
+        assert one_leads.fingerprint != other_leads.fingerprint
+
+
+def test_what_is_explained_is_what_the_best_collector_explains_and_never_more_than_all() -> None:
+    assert REPORT.explained == 0.93
+    assert replace(REPORT, evidence=()).explained is None
+    assert replace(REPORT, evidence=(found("sites", explains=0.4), found("types", explains=1.3))).explained == 1.0
+    assert replace(REPORT, evidence=(found("caches", explains=0.4),)).explained is None
 
 
 def test_times_are_utc_with_a_trailing_z() -> None:

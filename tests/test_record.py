@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from memwatch.model import CHANNELS, ChannelSummary, Event, Process, Report, Sample, Statistics, Verdict
+from memwatch.model import (
+    CHANNELS,
+    Census,
+    ChannelSummary,
+    Event,
+    Evidence,
+    Process,
+    Report,
+    Sample,
+    Statistics,
+    Suspect,
+    Verdict,
+)
 from memwatch.record import (
     NoSuchRecord,
     Record,
@@ -127,6 +139,88 @@ def test_the_record_stays_within_its_limit_whatever_is_written(tmp_path: Path) -
     assert largest <= limit
     assert newest == START + 9_999
     writer.close()
+
+
+def evidence_of(index: int, suspects: int = 1) -> tuple[Evidence, ...]:
+    rows = tuple(Suspect(f"app.Type{row}", 100.0 * index, index, trail=("app/a.py:1 f",)) for row in range(suspects))
+    return (Evidence("types", rows, 0.5),)
+
+
+def test_evidence_and_a_census_of_a_tick_are_written_with_it(writer: RecordWriter) -> None:
+    census = Census(START + 10, evidence_of(7))
+    writer.write(sample_at(0), report_of())
+    writer.write(sample_at(1), report_of("leaking"), evidence=evidence_of(1), census=census)
+    writer.write_evidence(START + 20, "f", evidence_of(2))
+    with Record(writer.path) as record:
+        assert record.evidence() == evidence_of(2)
+        assert record.all_evidence() == ((START + 10, evidence_of(1)), (START + 20, evidence_of(2)))
+        assert record.censuses() == (census,)
+        assert record.report().censuses == (census,)
+
+
+def test_a_tick_whose_census_cannot_be_written_is_not_written_at_all(writer: RecordWriter) -> None:
+    connection = sqlite3.connect(writer.path)
+    connection.execute("DROP TABLE censuses")
+    connection.close()
+    with pytest.raises(RecordError, match="censuses"):
+        writer.write(sample_at(0), report_of(), evidence=evidence_of(1), census=Census(START, ()))
+    with Record(writer.path) as record:
+        assert (list(record.samples()), record.all_evidence()) == ([], ())
+
+
+def test_the_newest_200_censuses_are_kept_oldest_first(writer: RecordWriter) -> None:
+    for index in range(205):
+        writer.write_census(Census(START + index, evidence_of(index)))
+    with Record(writer.path) as record:
+        times = [census.time_s - START for census in record.censuses()]
+        assert [census.time_s - START for census in record.censuses(newest=2)] == [203, 204]
+        assert [census.time_s - START for census in record.report().censuses] == [202, 203, 204]
+    assert times == [*range(5, 205)]
+
+
+def test_huge_censuses_stay_within_the_limit_and_say_what_was_left_out(tmp_path: Path) -> None:
+    limit = 2 * 2**20
+    writer = RecordWriter(tmp_path, PROCESS, limit_bytes=limit)
+    for index in range(100):
+        census = Census(START + index, evidence_of(index, suspects=2000))
+        writer.write(sample_at(index), report_of("leaking"), evidence=census.evidence, census=census)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+    with Record(writer.path) as record:
+        newest = record.censuses()[-1]
+    assert newest.time_s == START + 99
+    assert newest.evidence[0].suspects == census.evidence[0].suspects[: len(newest.evidence[0].suspects)]
+    assert f"only the first {len(newest.evidence[0].suspects)} of 2000 were recorded" in (newest.evidence[0].note or "")
+    writer.close()
+
+
+def test_evidence_that_was_found_once_outlives_the_samples_that_push_it_out(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, PROCESS, limit_bytes=2 * 2**20)
+    writer.write(sample_at(0), report_of("leaking"), evidence=evidence_of(1), census=Census(START, evidence_of(1)))
+    values = {channel.name: 123456789.123 + index for index, channel in enumerate(CHANNELS)}
+    for index in range(1, 9000):
+        writer.write(sample_at(index, 1.0, **values))
+    with Record(writer.path) as record:
+        assert len(list(record.samples())) < 8999
+        assert record.evidence() == evidence_of(1)
+        assert len(record.censuses()) == 1
+    writer.close()
+
+
+def test_a_record_made_before_there_were_censuses_is_read_and_gone_on_with(writer: RecordWriter) -> None:
+    writer.write(sample_at(0), report_of())
+    writer.close()
+    connection = sqlite3.connect(writer.path)
+    connection.execute("DROP TABLE censuses")
+    connection.close()
+    with Record(writer.path) as record:
+        assert record.censuses() == ()
+        assert record.report().censuses == ()
+    again = RecordWriter(writer.path.parent, PROCESS)
+    again.write_census(Census(START, evidence_of(1)))
+    assert again.path == writer.path
+    with Record(writer.path) as record:
+        assert record.censuses() == (Census(START, evidence_of(1)),)
+    again.close()
 
 
 def test_the_coarse_history_keeps_minimum_mean_and_maximum(writer: RecordWriter) -> None:

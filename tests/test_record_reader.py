@@ -14,7 +14,7 @@ import pytest
 import report_cases as cases
 
 from memwatch import report as reports
-from memwatch.model import Event, Report, Sample
+from memwatch.model import Census, Event, Report, Sample
 from memwatch.record import Record, RecordError, RecordWriter, default_directory, find_records, read_report
 
 ODD: tuple[Any, ...] = (
@@ -36,6 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     details = {"type": "Session", "alive_s": 3.0, "held_by": ["a", "b"], "reason": "why", "note": "more"}
     writer.write(None, report, [Event(cases.NOW_S, what, details) for what in ("finding", "block", "note", "end", "teleport")])
     writer.write_evidence(cases.NOW_S, report.fingerprint, report.evidence)
+    writer.write_census(Census(cases.NOW_S, report.evidence))
     writer.close()
     return writer.path.read_bytes()
 
@@ -106,6 +107,7 @@ def test_odd_values_are_refused_or_rendered(seed: int, whole: bytes, tmp_path: P
             ("meta", "value"),
             ("events", "details"),
             ("evidence", "body"),
+            ("censuses", "body"),
             ("coarse", "mean"),
             ("samples", "extra"),
         )
@@ -123,7 +125,13 @@ def test_odd_values_are_refused_or_rendered(seed: int, whole: bytes, tmp_path: P
             value = changed(value, rng.choice(places(value)), rng.choice(ODD))
         new = json.dumps(value)
     connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where} = ?", (new, key))
-    for table, column in (("samples", "time_s"), ("samples", "rss"), ("events", "time_s"), ("events", "what")):
+    for table, column in (
+        ("samples", "time_s"),
+        ("samples", "rss"),
+        ("events", "time_s"),
+        ("censuses", "time_s"),
+        ("events", "what"),
+    ):
         if rng.random() < 0.1:
             odd = rng.choice((-1, 1e300, -1e300, float("inf"), "", "text", "\x00\x1b[2J", b"\xff", "x" * 3000))
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})", (odd,))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memwatch.model import NO_GOODBYE, SCHEMA, Event, Evidence, Process, Report, Sample, Verdict
+from memwatch.model import NO_GOODBYE, SCHEMA, Census, Event, Evidence, Process, Report, Sample, Verdict
 from memwatch.record.schema import RecordError, cause, check_schema
 
 # What a damaged file makes of reading it: pages that SQLite refuses, text that is no JSON, JSON that is no report.
@@ -32,6 +32,9 @@ STEPS_AT_LEAST = 1_000_000
 
 HISTORY_POINTS = 400
 """A report's history is thinned to about this many moments: more than a screen or a page can show."""
+
+CENSUSES_SHOWN = 3
+"""A report carries the newest few censuses; the record has the others."""
 
 WITHOUT_GOODBYE = "killed by a signal, or left by os._exit"
 """All that can be said of it: servers end their workers like that in an orderly shutdown, too."""
@@ -168,6 +171,26 @@ class Record:
             row = self._connection.execute("SELECT body FROM evidence ORDER BY rowid DESC LIMIT 1").fetchone()
             return () if row is None else tuple(Evidence.from_dict(item) for item in json.loads(row[0]))
 
+    def all_evidence(self) -> tuple[tuple[float, tuple[Evidence, ...]], ...]:
+        """Every evidence that is kept, with its Unix time, oldest first."""
+        with self._guarded():
+            rows = self._connection.execute("SELECT rowid, time_s, body FROM evidence ORDER BY rowid")
+            return tuple((census.time_s, census.evidence) for census in map(_census, _in_order(rows)))
+
+    def censuses(self, *, newest: int | None = None) -> tuple[Census, ...]:
+        """What was alive at each moment that was looked at, oldest first; none in a record made before there were censuses.
+
+        Args:
+            newest: only so many, the last ones.
+        """
+        with self._guarded():
+            if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'censuses'").fetchone() is None:
+                return ()
+            rows = self._connection.execute(
+                "SELECT -rowid, time_s, body FROM censuses ORDER BY rowid DESC LIMIT ?", (-1 if newest is None else newest,)
+            )
+            return tuple(reversed([_census(row) for row in _in_order(rows)]))
+
     def history(self, points: int = HISTORY_POINTS) -> tuple[Sample, ...]:
         """Coarse means before the fine samples begin, then the fine ones, thinned evenly to about *points*."""
         with self._guarded():
@@ -190,7 +213,7 @@ class Record:
 
         Args:
             is_running: tells whether the process is still there; without it a process without goodbye counts as running.
-            history: whether to read the curve too.
+            history: whether to read the curve and the censuses too.
         """
         process = self.process()
         if process.ended is None and is_running is not None and not is_running(process):
@@ -210,11 +233,17 @@ class Record:
             events=self.events(),
             evidence=self.evidence(),
             history=self.history() if history else (),
+            censuses=self.censuses(newest=CENSUSES_SHOWN) if history else (),
         )
 
     def _meta(self, key: str) -> Any:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
+
+
+def _census(row: tuple[Any, ...]) -> Census:
+    _, time_s, body = row
+    return Census.from_dict({"time_s": time_s, "evidence": json.loads(body)})
 
 
 def _in_order(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:

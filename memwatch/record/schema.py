@@ -17,6 +17,11 @@ COARSE_STEP_S = 300.0
 COARSE_S = 30 * 24 * 3600.0
 """Five-minute minima, means and maxima are kept this long."""
 EVENTS_KEPT = 5000
+EVIDENCE_KEPT = 50
+CENSUSES_KEPT = 200
+
+# Records made before memwatch took censuses have no such table: the reader does without, the writer adds it.
+CREATE_CENSUSES = "CREATE TABLE IF NOT EXISTS censuses (time_s REAL NOT NULL, body TEXT NOT NULL);"
 
 CREATE = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -30,6 +35,7 @@ CREATE INDEX samples_time ON samples (time_s);
 CREATE TABLE coarse (time_s REAL NOT NULL, count INTEGER NOT NULL, low TEXT NOT NULL, mean TEXT NOT NULL, high TEXT NOT NULL);
 CREATE TABLE events (time_s REAL NOT NULL, what TEXT NOT NULL, details TEXT NOT NULL);
 CREATE TABLE evidence (time_s REAL NOT NULL, fingerprint TEXT NOT NULL, body TEXT NOT NULL);
+{CREATE_CENSUSES}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """

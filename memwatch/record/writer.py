@@ -17,13 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memwatch.model import CHANNELS, Event, Evidence, Process, Report, Sample, iso
+from memwatch.model import CHANNELS, Census, Event, Evidence, Process, Report, Sample, iso
 from memwatch.record.directory import delete_record, record_name
 from memwatch.record.schema import (
+    CENSUSES_KEPT,
     COARSE_S,
     COARSE_STEP_S,
     CREATE,
+    CREATE_CENSUSES,
     EVENTS_KEPT,
+    EVIDENCE_KEPT,
     FINE_S,
     SUFFIX,
     RecordError,
@@ -37,6 +40,11 @@ _INSERT_SAMPLE = f"INSERT INTO samples (time_s, uptime_s, {_QUOTED}, extra) VALU
 SHRINK_EVERY = 64
 SHRINK_AT = 0.75
 """Share of the limit above which old rows go.  `max_page_count` holds the file under 0.9 of it; the log takes up to 1/16 more."""
+
+FINDING_SHARE = 1 / 64
+"""Share of the limit that one evidence or census may take; of a larger one the first suspects are kept, and its note says so."""
+FINDINGS_SHARE = 1 / 8
+"""Share of the limit that all evidence may take, and as much all censuses: about, for the size of the newest stands for all."""
 
 LOG_SHARE = 0.25
 """Share of the limit that the log may reach: a reader that holds a transaction keeps it from being emptied.  Beyond, no samples are
@@ -78,8 +86,20 @@ class RecordWriter:
             self._connection.execute("COMMIT")
         self._descriptors = _descriptors_of(self.path)
 
-    def write(self, sample: Sample | None = None, report: Report | None = None, events: Iterable[Event] = ()) -> None:
-        """Commit one tick: the sample, what is known now, and what happened.
+    def write(
+        self,
+        sample: Sample | None = None,
+        report: Report | None = None,
+        events: Iterable[Event] = (),
+        *,
+        evidence: Iterable[Evidence] | None = None,
+        census: Census | None = None,
+    ) -> None:
+        """Commit one tick: the sample, what is known now, what happened, and what was found.
+
+        Args:
+            evidence: what the collectors found at this tick; goes with *sample* and *report*, which give its time and fingerprint.
+            census: what is alive now.
 
         Raises:
             RecordLost: the program has closed our descriptors; this writer is of no more use.
@@ -91,6 +111,12 @@ class RecordWriter:
         with self._guarded("write"):
             latest = None if report is None else _json(_without_history(report))
             rows = [(event.time_s, event.what, _json(dict(event.details))) for event in events]
+            found = None
+            if evidence is not None:
+                if sample is None or report is None:
+                    raise ValueError("evidence goes with the sample and the report of its tick")
+                evidence = tuple(evidence)
+                found = (sample.time_s, replace(report, evidence=evidence).fingerprint, evidence)
             if self._writes % SHRINK_EVERY == 0 or self._writes == 1:
                 self._check_log()
             self._connection.execute("BEGIN IMMEDIATE")
@@ -102,6 +128,10 @@ class RecordWriter:
             if latest is not None:
                 self._put("latest", latest)
             self._connection.executemany("INSERT INTO events (time_s, what, details) VALUES (?, ?, ?)", rows)
+            if found is not None:
+                self._insert_evidence(*found)
+            if census is not None:
+                self._insert_census(census)
             self._connection.execute("COMMIT")
 
     def write_evidence(self, time_s: float, fingerprint: str, evidence: Iterable[Evidence]) -> None:
@@ -111,10 +141,33 @@ class RecordWriter:
             RecordError: it was not written.
         """
         with self._guarded("write"):
-            body = _json([item.to_dict() for item in evidence])
-            self._connection.execute(
-                "INSERT INTO evidence (time_s, fingerprint, body) VALUES (?, ?, ?)", (time_s, fingerprint, body)
-            )
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._insert_evidence(time_s, fingerprint, evidence)
+            self._connection.execute("COMMIT")
+
+    def write_census(self, census: Census) -> None:
+        """Store what is alive at one moment; of the censuses the newest are kept, `CENSUSES_KEPT` at most.
+
+        Raises:
+            RecordError: it was not written.
+        """
+        with self._guarded("write"):
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._insert_census(census)
+            self._connection.execute("COMMIT")
+
+    def _insert_evidence(self, time_s: float, fingerprint: str, evidence: Iterable[Evidence]) -> None:
+        body = _fitted(evidence, int(FINDING_SHARE * self.limit_bytes))
+        self._connection.execute("INSERT INTO evidence (time_s, fingerprint, body) VALUES (?, ?, ?)", (time_s, fingerprint, body))
+        self._keep_newest("evidence", min(EVIDENCE_KEPT, int(FINDINGS_SHARE * self.limit_bytes) // len(body)))
+
+    def _insert_census(self, census: Census) -> None:
+        body = _fitted(census.evidence, int(FINDING_SHARE * self.limit_bytes))
+        self._connection.execute("INSERT INTO censuses (time_s, body) VALUES (?, ?)", (census.time_s, body))
+        self._keep_newest("censuses", min(CENSUSES_KEPT, int(FINDINGS_SHARE * self.limit_bytes) // len(body)))
+
+    def _keep_newest(self, table: str, count: int) -> None:
+        self._connection.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?", (count,))
 
     def end(self, time_s: float, how: str) -> None:
         """Write the goodbye that tells an exit from a kill.
@@ -195,17 +248,20 @@ class RecordWriter:
         execute = self._connection.execute
         execute("DELETE FROM samples WHERE time_s < ?", (now_s - FINE_S,))
         execute("DELETE FROM coarse WHERE time_s < ?", (now_s - COARSE_S,))
-        execute("DELETE FROM events WHERE rowid <= (SELECT max(rowid) FROM events) - ?", (EVENTS_KEPT,))
-        execute("DELETE FROM evidence WHERE rowid <= (SELECT max(rowid) FROM evidence) - 50")
+        self._keep_newest("events", EVENTS_KEPT)
 
     def _shrink(self) -> None:
-        """Let the oldest eighth of everything go where the file nears its limit; an eighth, so that this runs rarely."""
+        """Let the oldest eighth of everything go where the file nears its limit; an eighth, so that this runs rarely.
+
+        The newest of each stays: a leak that was found once, days ago, is why somebody reads this.
+        """
         execute = self._connection.execute
         page, pages, free = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count"))
         if (pages - free) * page <= SHRINK_AT * self.limit_bytes:
             return
-        for table in ("samples", "coarse", "events", "evidence"):
-            execute(f"DELETE FROM {table} WHERE rowid <= (SELECT min(rowid) + (max(rowid) - min(rowid)) / 8 FROM {table})")
+        for table in ("samples", "coarse", "events", "evidence", "censuses"):
+            oldest = f"SELECT min(rowid) + (max(rowid) - min(rowid)) / 8 FROM {table}"
+            execute(f"DELETE FROM {table} WHERE rowid <= ({oldest}) AND rowid < (SELECT max(rowid) FROM {table})")
 
     @contextlib.contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
@@ -261,6 +317,25 @@ def _immortalise(connection: sqlite3.Connection) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, default=str, skipkeys=True)
+
+
+def _fitted(evidence: Iterable[Evidence], most: int) -> str:
+    """Evidence as JSON of at most about *most* bytes: every collector keeps as many of its first suspects as fit."""
+    evidence = tuple(evidence)
+    body = _json([item.to_dict() for item in evidence])
+    kept = max((len(item.suspects) for item in evidence), default=0)
+    while len(body) > most and kept > 0:
+        kept = min(kept - 1, int(0.95 * kept * most / len(body)))
+        body = _json([_first(item, kept).to_dict() for item in evidence])
+    return body
+
+
+def _first(evidence: Evidence, kept: int) -> Evidence:
+    if len(evidence.suspects) <= kept:
+        return evidence
+    said = f"only the first {kept} of {len(evidence.suspects)} were recorded: the record's limit leaves no room for more"
+    note = said if evidence.note is None else f"{evidence.note}; {said}"
+    return replace(evidence, suspects=evidence.suspects[:kept], note=note)
 
 
 class _CoarseBucket:
@@ -378,6 +453,7 @@ def _open_file(path: Path, process: Process, limit_bytes: int, *, resume: bool) 
     try:
         check_schema(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(CREATE_CENSUSES)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -256")
         page = connection.execute("PRAGMA page_size").fetchone()[0]
