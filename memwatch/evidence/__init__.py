@@ -1,0 +1,1 @@
+"""Evidence: what grows, allocated where, held by whom."""
