@@ -6,11 +6,11 @@ VENV ?= .venv
 PYTHONS ?= 3.11 3.12 3.13
 PYTEST_OPTIONS ?=
 
-# A virtual environment is as new as the project file it was made from.
+# A virtual environment is as new as what is built into it.
 STAMP = $(VENV)/.made
 TEST_STAMP = $(VENV)/.made-test
 DEV_STAMP = $(VENV)/.made-dev
-SOURCES = pyproject.toml
+SOURCES = pyproject.toml setup.py $(wildcard memwatch/evidence/*.c)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test test-all lint bench docs leaks clean
@@ -45,7 +45,7 @@ docs: $(DEV_STAMP)
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build dist *.egg-info memwatch/evidence/*.so docs/_build .mypy_cache .ruff_cache .pytest_cache
 
 $(STAMP): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
