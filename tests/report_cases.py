@@ -83,27 +83,40 @@ def leak() -> Report:
         evidence=(
             Evidence(
                 "sites",
+                explains=0.88,
+                suspects=(
+                    Suspect(
+                        "app/sessions.py:48 SessionStore.add",
+                        148 * MIB,
+                        3_612_996,
+                        0.86,
+                        ("app/main.py:112 login", "app/web.py:31 Router.dispatch", "app/web.py:12 handle"),
+                    ),
+                    Suspect("app/audit.py:9 record", 3.6 * MIB, 40_112, 0.02),
+                ),
+                note="allocations before the watch began are not known",
+            ),
+            Evidence(
+                "types",
                 explains=0.93,
                 suspects=(
                     Suspect(
-                        "app/sessions.py:48  SessionStore.add",
-                        168 * MIB,
+                        "app.sessions.Session",
+                        157 * MIB,
                         1_204_332,
                         0.91,
-                        ("app/main.py:112  login", "app/sessions.py:48  SessionStore.add"),
+                        ("app/sessions.py:48 SessionStore.add", "app/sessions.py:90 SessionStore.restore"),
                     ),
-                    Suspect("app/audit.py:9  record", 3.6 * MIB, 40_112, 0.02),
+                    Suspect("app.audit.Entry", 3.6 * MIB, 40_112, 0.02, ("app/audit.py:9 record",)),
+                    Suspect("tuple", 0.3 * MIB, 801, 0.002),
                 ),
             ),
             Evidence(
                 "holders",
+                explains=0.91,
                 suspects=(
-                    Suspect(
-                        "app.sessions.Session",
-                        count=1_204_332,
-                        share=0.91,
-                        trail=("module app.sessions", "_STORE (dict, 1,204,332 entries)", "Session"),
-                    ),
+                    Suspect("module app.sessions → _STORE (dict, 1,204,332 entries)", 157 * MIB, None, 0.91, ("Session",)),
+                    Suspect("class app.audit.Log → recent (list, 40,112 entries)", 3.6 * MIB, None, 0.02, ("Entry",)),
                 ),
                 note="threads of C libraries were not looked at",
             ),
@@ -227,9 +240,63 @@ def tasks() -> Report:
             Evidence(
                 "resources",
                 explains=1.0,
-                suspects=(Suspect("task watch_changes()", count=250, share=1.0, trail=("app/sse.py:31  stream",)),),
+                suspects=(
+                    Suspect(
+                        "task app.sse.watch_changes, waiting in asyncio/queues.py:158 Queue.get",
+                        count=250,
+                        share=1.0,
+                        trail=("app/sse.py:31 stream", "app/sse.py:12 Feed.open"),
+                    ),
+                ),
             ),
         ),
+    )
+
+
+def native() -> Report:
+    """Growth in C: which Python lines ran while it grew is all that can be known."""
+    whole = leak()
+    return Report(
+        process=process(name="thumbs", pid=31, python="3.14.2", labels={}),
+        verdict=Verdict(
+            channel="native",
+            state="leaking",
+            direction="increasing",
+            rate=3.1 * MIB / 60,
+            rate_low=2.7 * MIB / 60,
+            rate_high=3.6 * MIB / 60,
+            since=NOW_S - 45 * 60,
+            grown=140 * MIB,
+            limit=2 * GIB,
+            exhausted_in_s=5 * 3600,
+            reason="malloc in use has grown steadily by 140 MiB in 45 min",
+            kind="native",
+            severity="warning",
+        ),
+        statistics=Statistics(
+            360,
+            3600.0,
+            {
+                "rss": channel(0.5 * GIB, state="leaking", rate=3.1 * MIB / 60),
+                "heap": channel(60 * MIB),
+                "native": channel(310 * MIB, average=240 * MIB, state="leaking", rate=3.1 * MIB / 60),
+                "threads": channel(48),
+            },
+        ),
+        evidence=(
+            Evidence("types", (Suspect("dict", 0.4 * MIB, 900, 0.003),), 0.004),
+            Evidence("holders", note="no Python object holds the growth: it is a reference lost in C, or memory of a C library"),
+            Evidence(
+                "native",
+                (
+                    Suspect("thumbs/scale.py:77 Scaler.fit", 58 * MIB, None, 0.41, ("thumbs/jobs.py:20 run", "thumbs/main.py:9 f")),
+                    Suspect("thumbs/store.py:15 put", 3 * MIB, None, 0.02),
+                ),
+                0.43,
+                "sampled at ticks: a line is named if it was on a stack while native memory grew",
+            ),
+        ),
+        events=whole.events[:1],
     )
 
 
@@ -253,4 +320,4 @@ def hostile() -> Report:
     )
 
 
-CASES = {"leak": leak, "look-alike": lookalike, "killed": killed, "empty": empty, "tasks": tasks}
+CASES = {"leak": leak, "look-alike": lookalike, "killed": killed, "empty": empty, "tasks": tasks, "native": native}

@@ -14,7 +14,7 @@ from memwatch.model import Event, Report
 from memwatch.report.layout import cells, shown, wrapped
 
 GOLDEN = Path(__file__).with_name("golden")
-WIDTHS = (60, 100)
+WIDTHS = (60, 80, 100)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

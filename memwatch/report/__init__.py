@@ -14,10 +14,11 @@ from typing import Any
 from memwatch.model import Report
 from memwatch.report.layout import shown
 from memwatch.report.markdown import render_markdown
+from memwatch.report.proof import brief
 from memwatch.report.text import WIDTH, render_text
 from memwatch.report.words import headline
 
-__all__ = ["FORMATS", "WIDTH", "headline", "render", "shown", "without_infinities"]
+__all__ = ["FORMATS", "WIDTH", "brief", "headline", "render", "shown", "without_infinities"]
 
 
 def render(report: Report, format: str = "text", *, width: int = WIDTH) -> str:

@@ -29,6 +29,11 @@ def cells(text: str) -> int:
     return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
+def glued(text: str) -> str:
+    """*text* as one word for `wrapped`, which breaks it only where it is wider than a line."""
+    return text.replace(" ", _NO_BREAK)
+
+
 def padded(text: str, width: int, *, right: bool = False) -> str:
     """*text* in a column of *width* cells."""
     space = " " * (width - cells(text))

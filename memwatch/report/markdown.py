@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from memwatch.model import Evidence, Report
+from memwatch.model import Evidence, Report, Suspect
+from memwatch.report.causes import known_causes
 from memwatch.report.happenings import happened
 from memwatch.report.layout import shown
-from memwatch.report.text import COLLECTOR_TITLES, facts
+from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
+from memwatch.report.text import COLLECTOR_TITLES, SUSPECTS_SHOWN, facts
 from memwatch.report.words import (
     amount,
     channel_pace,
@@ -18,6 +20,7 @@ from memwatch.report.words import (
     moment,
     not_the_cause,
     says_only_now,
+    share_of,
     status,
     title,
     who,
@@ -39,6 +42,7 @@ def _blocks(report: Report) -> Iterator[list[str]]:
     yield [f"**{word}** {code(who(report))} {escaped(rest)}"]
     if report.verdict.reason and shown(report.verdict.reason) not in headline(report):
         yield [escaped(report.verdict.reason)]
+    yield from _proof(report)
     cleared = not_the_cause(report)
     if cleared:
         yield [f"Not the cause: {escaped(', '.join(cleared))}"]
@@ -74,25 +78,64 @@ def _blocks(report: Report) -> Iterator[list[str]]:
     yield [f"Fingerprint: `{report.fingerprint}`"]
 
 
+def _proof(report: Report) -> Iterator[list[str]]:
+    found = proof(report)
+    if found:
+        yield [f"**{escaped(gap(report))}**"]
+        kept, more = shown_rows(found)
+        yield _table(
+            ("share", "growth", "what", "from", "held by"),
+            [
+                (*_numbers(row.suspect), _what(row), _steps(row.collector, row.allocated), code(" → ".join(row.held)))
+                for row in kept
+            ],
+            right=(0, 1),
+        )
+        if more:
+            yield [f"… {escaped(more)}"]
+    causes = known_causes(report)
+    if causes:
+        yield [f"- Known cause: {escaped(cause.sentence)} ([{escaped(cause.name)}]({cause.link}))" for cause in causes]
+
+
+def _what(row: Row) -> str:
+    return code(row.suspect.label if row.collector == "holders" else row.what)
+
+
+def _numbers(suspect: Suspect) -> tuple[str, str]:
+    return (
+        "" if suspect.share is None else share_of(suspect.share),
+        "" if suspect.bytes is None else format_size(suspect.bytes, sign=True),
+    )
+
+
+def _steps(collector: str, steps: tuple[str, ...]) -> str:
+    _, arrow = TRAILS.get(collector, ("", " →"))
+    return code((f"{arrow} " if arrow else ", ").join(steps))
+
+
 def _evidence(evidence: Evidence) -> Iterator[list[str]]:
     name = COLLECTOR_TITLES.get(evidence.collector, evidence.collector)
-    explained = f": {evidence.explains * 100:.0f} % of the growth explained" if evidence.explains is not None else ""
-    yield [f"**{escaped(name)}**{explained}"]
-    if evidence.suspects:
+    explained = f": {share_of(evidence.explains)} of the growth explained" if evidence.explains is not None else ""
+    yield [f"**{escaped(name)}**{escaped(explained)}"]
+    kept, left_out = evidence.suspects[:SUSPECTS_SHOWN], evidence.suspects[SUSPECTS_SHOWN:]
+    if kept:
+        word, _ = TRAILS.get(evidence.collector, ("trail", ""))
         yield _table(
-            ("share", "growth", "count", "what", "trail"),
+            ("share", "growth", "count", "what", word),
             [
                 (
-                    "" if suspect.share is None else f"{suspect.share * 100:.0f} %",
-                    "" if suspect.bytes is None else format_size(suspect.bytes, sign=True),
+                    *_numbers(suspect),
                     "" if suspect.count is None else format_count(suspect.count),
                     code(suspect.label),
-                    code(" → ".join(suspect.trail)),
+                    _steps(evidence.collector, suspect.trail),
                 )
-                for suspect in evidence.suspects
+                for suspect in kept
             ],
             right=(0, 1, 2),
         )
+    if left_out:
+        yield [f"… {escaped(others(left_out))}"]
     if evidence.note:
         yield [f"Note: {escaped(evidence.note)}"]
 

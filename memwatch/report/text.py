@@ -8,9 +8,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from memwatch.model import ChannelSummary, Event, Evidence, Report, Suspect
+from memwatch.model import ChannelSummary, Event, Evidence, Report
 from memwatch.report.happenings import happened
 from memwatch.report.layout import cells, padded, shown, table, wrapped
+from memwatch.report.proof import INDENT, TRAILS, counted, joined, numbers, others, proof_lines
 from memwatch.report.words import (
     amount,
     as_of,
@@ -20,12 +21,12 @@ from memwatch.report.words import (
     fate_word,
     headline,
     moment,
-    not_the_cause,
     says_only_now,
+    share_of,
     status,
     title,
 )
-from memwatch.units import format_count, format_duration, format_size
+from memwatch.units import format_count, format_duration
 
 __all__ = ["WIDTH", "headline", "render_text"]
 
@@ -37,17 +38,19 @@ WHAT_SHOWN = 12
 """Columns for the kind of an event."""
 COMMAND_SHOWN = 400
 """Characters of a command line that are shown; the rest is counted."""
-INDENT = "  "
 FACT = 10
 """Columns for the name of a fact (`process`, `started`, …)."""
 
-TRAIL_WORDS = {"sites": "from", "types": "held by", "holders": "held by", "resources": "opened at", "caches": "in"}
+SUSPECTS_SHOWN = 8
+"""Of each collector; the others are counted, and JSON has them all."""
+
 COLLECTOR_TITLES = {
-    "sites": "allocation sites",
-    "types": "types",
+    "sites": "where it was allocated",
+    "types": "what grew",
     "holders": "who holds it",
     "resources": "resources",
-    "caches": "caches",
+    "native": "what ran while native memory grew",
+    "caches": "bounded containers",
 }
 
 
@@ -75,9 +78,7 @@ def _verdict(report: Report, width: int) -> Iterator[str]:
         yield from wrapped(reason, width, first=INDENT)
     if report.verdict.severity == "critical":
         yield from wrapped("critical: at or above the growth limit, or little time is left", width, first=INDENT)
-    cleared = not_the_cause(report)
-    if cleared:
-        yield from wrapped(", ".join(cleared), width, first=f"{INDENT}not the cause: ", rest=INDENT * 2)
+    yield from proof_lines(report, width)
 
 
 def _channels(report: Report, width: int) -> Iterator[str]:
@@ -125,30 +126,26 @@ def _taken(report: Report, summary: ChannelSummary) -> str:
 
 def _evidence(evidence: Evidence, width: int) -> Iterator[str]:
     name = COLLECTOR_TITLES.get(evidence.collector, shown(evidence.collector))
-    explained = f" {evidence.explains * 100:.0f} % of the growth explained" if evidence.explains is not None else ""
-    yield from wrapped(f"{name}:{explained}", width, first=INDENT)
-    columns = [(_share(suspect), _bytes(suspect)) for suspect in evidence.suspects]
-    share_width = max((len(share) for share, _ in columns), default=0)
-    bytes_width = max((len(size) for _, size in columns), default=0)
-    for suspect, (share, size) in zip(evidence.suspects, columns, strict=True):
-        numbers = "".join(
-            f"{padded(text, wide, right=True)}  " for text, wide in ((share, share_width), (size, bytes_width)) if wide
-        )
-        count = f"{format_count(suspect.count)} × " if suspect.count is not None else ""
-        yield from wrapped(f"{count}{shown(suspect.label)}", width, first=f"{INDENT}{numbers}", rest=INDENT * 4)
+    explained = f" {share_of(evidence.explains)} of the growth explained" if evidence.explains is not None else ""
+    only = f" {shown(evidence.note)}" if evidence.note and not evidence.suspects else ""
+    parts = "; ".join(filter(None, (explained, only)))
+    yield from wrapped(f"{name}:{parts}", width, first=INDENT, rest=INDENT * 2)
+    kept, left_out = evidence.suspects[:SUSPECTS_SHOWN], evidence.suspects[SUSPECTS_SHOWN:]
+    firsts, indent = numbers(kept)
+    for first, suspect in zip(firsts, kept, strict=True):
+        rest = indent + INDENT
+        if evidence.collector == "holders":
+            path = joined((counted("holders", suspect), *suspect.trail), " →", width - cells(first))
+            yield from wrapped(path, width, first=first, rest=rest)
+            continue
+        yield from wrapped(counted(evidence.collector, suspect), width, first=first, rest=rest)
         if suspect.trail:
-            word = TRAIL_WORDS.get(evidence.collector, "from")
-            yield from wrapped(" → ".join(map(shown, suspect.trail)), width, first=f"{INDENT * 4}{word}  ", rest=INDENT * 5)
-    if evidence.note:
+            word, arrow = TRAILS.get(evidence.collector, ("from", " →"))
+            yield from wrapped(joined(suspect.trail, arrow, width - cells(rest)), width, first=f"{indent}{word}  ", rest=rest)
+    if left_out:
+        yield from wrapped(others(left_out), width, first=indent)
+    if evidence.note and evidence.suspects:
         yield from wrapped(shown(evidence.note), width, first=f"{INDENT}note: ", rest=INDENT * 2)
-
-
-def _share(suspect: Suspect) -> str:
-    return "" if suspect.share is None else f"{suspect.share * 100:.0f} %"
-
-
-def _bytes(suspect: Suspect) -> str:
-    return "" if suspect.bytes is None else format_size(suspect.bytes, sign=True)
 
 
 def _caches(report: Report, width: int) -> Iterator[str]:

@@ -37,6 +37,7 @@ KIND_CHANNELS: Mapping[Kind, str] = {
     "children": "children",
 }
 """Which channel stands for a kind in "not the cause"."""
+RESOURCE_KINDS: tuple[Kind, ...] = ("descriptors", "threads", "tasks", "children")
 MEMORY_KINDS: tuple[Kind, ...] = ("python-heap", "native", "fragmentation", "none")
 
 STATE_WORDS: Mapping[State, str] = {
@@ -232,6 +233,11 @@ def _between(channel: str, rate: float, low: float, high: float) -> str:
         digits = 1 if abs(rate) * factor < 10 else 0
         first, last = (f"{bound * factor:,.{digits}f}" for bound in (low, high))
     return f"{first}–{last}" if low >= 0 else f"{first} to {last}"
+
+
+def share_of(part: float) -> str:
+    """A part of the growth: `91 %`; what is little but not nothing is `<1 %`."""
+    return "<1 %" if 0 < part < 0.005 else f"{part * 100:.0f} %"
 
 
 def moment(time_s: float | None) -> str:
