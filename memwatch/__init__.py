@@ -81,6 +81,7 @@ def start(
     warning: float | str | None = None,
     critical: float | str | None = None,
     evidence: str | None = None,
+    sample_every: str | None = None,
     directory: str | os.PathLike[str] | bool | None = None,
     labels: Mapping[str, str] | None = None,
     name: str | None = None,
@@ -100,7 +101,8 @@ def start(
             Slower leaks are found and reported too.
         memory_limit: `"auto"`, the tightest of cgroup, rlimit and host, or a size such as `"2GiB"` [auto].
         warning, critical: pressure levels, as a fraction of the limit or as a size such as `"500MB"` [0.70, 0.85].
-        evidence: `"auto"`, `"off"`, `"sampling"` or `"tracemalloc"` [auto].
+        evidence: how it is found out what grows: `"auto"`, `"off"`, `"sampling"` or `"tracemalloc"` [auto].
+        sample_every: bytes between two sampled allocations, on average, such as `"512KiB"` [64KiB].
         directory: where the record goes [`MEMWATCH_DIR`, else the user's state directory]; False for no record.
         labels: kept in the record, such as `{"version": "1.4.2"}`.
         name: what this process is called in reports [from its command].
@@ -126,6 +128,7 @@ def start(
         "warning": warning,
         "critical": critical,
         "evidence": evidence,
+        "sample_every": sample_every,
         "directory": directory,
         "labels": labels,
         "name": name,

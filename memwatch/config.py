@@ -46,6 +46,8 @@ class Config:
     """A fraction of the limit up to 1, or bytes above 1."""
     critical: float = 0.85
     evidence: EvidenceMode = "auto"
+    sample_bytes: int = 64 * 1024
+    """Bytes between two sampled allocations, on average."""
     directory: Path | Literal[False] | None = None
     """None: the state directory of the user; False: no record."""
     name: str | None = None
@@ -81,6 +83,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "warning": ("warning",),
     "critical": ("critical",),
     "evidence": ("evidence",),
+    "sample_every": ("sample_bytes",),
     "directory": ("directory",),
     "name": ("name",),
     "labels": ("labels",),
@@ -164,6 +167,13 @@ def _evidence(value: Any) -> dict[str, Any]:
     return {"evidence": value}
 
 
+def _sample_every(value: Any) -> dict[str, Any]:
+    size = units.parse_size(value)
+    if not 4096 <= size <= 64 * 1024**2:
+        raise _Refused("from 4KiB to 64MiB")
+    return {"sample_bytes": size}
+
+
 def _directory(value: Any) -> dict[str, Any]:
     if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false", "none")):
         return {"directory": False}
@@ -233,6 +243,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("warning", "MEMWATCH_WARNING", "a fraction of the limit (0.70, 70%) or a size (500MB)", _level("warning")),
     Setting("critical", "MEMWATCH_CRITICAL", "a fraction of the limit (0.85, 85%) or a size (700MB)", _level("critical")),
     Setting("evidence", "MEMWATCH_EVIDENCE", "one of " + ", ".join(EVIDENCE_MODES), _evidence),
+    Setting("sample_every", "MEMWATCH_SAMPLE_EVERY", f"{units.SIZES_ACCEPTED}, from 4KiB to 64MiB", _sample_every),
     Setting("directory", "MEMWATCH_DIR", "a directory, or 'off' for no record", _directory),
     Setting("name", "MEMWATCH_NAME", "a name of 1 to 200 characters", _name),
     Setting("labels", "MEMWATCH_LABELS", "pairs such as version=1.4.2,team=shop (or a mapping)", _labels),
@@ -383,6 +394,7 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "warning": level(config.warning),
         "critical": level(config.critical),
         "evidence": config.evidence,
+        "sample_every": units.format_size(config.sample_bytes),
         "directory": "off"
         if config.directory is False
         else "the user's state directory"

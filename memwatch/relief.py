@@ -84,7 +84,7 @@ class Relief:
             return events
         self._last_s = now.uptime_s
         if level == "normal":
-            cheap = gc.isenabled() and now.blocks is not None and now.blocks * COLLECT_COST_S <= COLLECT_BUDGET_S
+            cheap = collect_is_cheap(now.blocks)
             pressure = Pressure("periodic", now.rss_bytes, now.limit_bytes, None)
             return events + self._steps(pressure, now, collect=cheap)
         threshold = now.critical_bytes if level == "critical" else now.warning_bytes
@@ -115,6 +115,11 @@ class Relief:
         elif (now.retained_bytes or 0.0) >= TRIM_WORTH_BYTES and trim():
             done("malloc_trim", None)
         return events
+
+
+def collect_is_cheap(blocks: float | None) -> bool:
+    """Whether a full collection is the program's own habit, and is predicted to stay within `COLLECT_BUDGET_S`."""
+    return gc.isenabled() and blocks is not None and blocks * COLLECT_COST_S <= COLLECT_BUDGET_S
 
 
 def _announce(change: LevelChange, now: Situation) -> list[Event]:

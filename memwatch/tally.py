@@ -42,6 +42,10 @@ class Tally:
         running = self._running.get(channel)
         return None if running is None else running.current
 
+    def latest(self) -> dict[str, float]:
+        """The last reading of every channel."""
+        return {name: running.current for name, running in self._running.items()}
+
     def statistics(self, uptime_s: float, verdicts: Mapping[str, Verdict]) -> Statistics:
         """What was measured, each channel with what the trend says of it."""
         channels = {}

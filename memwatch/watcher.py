@@ -8,6 +8,7 @@ runs, so that a sink may call `stop()` and a hook may call `snapshot()`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -21,16 +22,17 @@ from typing import Any, Protocol, Self
 
 from memwatch import config as settings
 from memwatch import forks, osthread, units
+from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
-from memwatch.model import Event, Process, Report, Sample, Statistics, Verdict
+from memwatch.model import Census, Event, Evidence, Process, Report, Sample, Statistics, Verdict
 from memwatch.pressure import Pressure, ReliefHooks, hook_name
 from memwatch.record import RecordError, read_report
-from memwatch.relief import Relief, Situation
+from memwatch.relief import Relief, Situation, collect_is_cheap
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
-from memwatch.vitals import Vitals
+from memwatch.vitals import Vitals, collect_garbage, trim
 from memwatch.whoami import describe_process
 
 log = logging.getLogger("memwatch")
@@ -44,6 +46,10 @@ EXHAUSTION_ALERT_S = 3600.0
 EVENTS_IN_MEMORY = 200
 END_WAIT_S = 1.0
 """`stop()` and the end of the interpreter wait at most this long for a tick under way, and as long for its write."""
+CYCLES_SHARE = 0.5
+"""Where this part of the growth is garbage that the collector has not reached, it is collected and seen what is left."""
+LOOK_AGAIN_S = 0.1
+"""While a forked child looks at the heap, the thread wakes this often to read what it has found."""
 FORK_WAIT_S = 0.2
 """The program's fork waits at most this long for a write under way (a slow disk)."""
 
@@ -106,6 +112,7 @@ class Watcher:
     _process: Process | None
     _relief: Relief
     _journal: Journal
+    _evidence: tuple[Evidence, ...]
 
     def __init__(
         self,
@@ -116,6 +123,7 @@ class Watcher:
         warning: float | str | None = None,
         critical: float | str | None = None,
         evidence: str | None = None,
+        sample_every: str | None = None,
         directory: str | os.PathLike[str] | bool | None = None,
         labels: Mapping[str, str] | None = None,
         name: str | None = None,
@@ -137,6 +145,7 @@ class Watcher:
                 "warning": warning,
                 "critical": critical,
                 "evidence": evidence,
+                "sample_every": sample_every,
                 "directory": directory,
                 "labels": labels,
                 "name": name,
@@ -153,7 +162,20 @@ class Watcher:
         self._on_pressure: dict[str, Callable[[Pressure], Any]] = {}
         self.add_callbacks(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
         self._given_source = source
-        self._vitals = None if source is not None else Vitals(own_fds=self._own_descriptors, own_threads=self._own_threads)
+        self._vitals = (
+            None
+            if source is not None
+            else Vitals(own_fds=self._own_descriptors, own_threads=self._own_threads, own_children=self._own_children)
+        )
+        # Readings that somebody scripted are not this process's: evidence about it would not explain them.
+        mode = "off" if source is not None and evidence is None else self.config.evidence
+        self._inquiry = Inquiry(
+            mode,
+            sample_bytes=self.config.sample_bytes,
+            clock=self.clock.monotonic,
+            give_back=self._give_back,
+            say=lambda message: _say("%s", message),
+        )
         self._generation = 0
         self._thread_running = False
         self._forked = False
@@ -177,6 +199,7 @@ class Watcher:
                 self._reset()
             self._due_s = self.clock.monotonic()
             forks.watch(self)  # before the first tick: the program may fork at once
+            self._inquiry.begin()
             self._begin()
         return self
 
@@ -242,7 +265,7 @@ class Watcher:
         if path is not None:
             with contextlib.suppress(RecordError):
                 recorded = read_report(path)
-                report = replace(report, history=recorded.history, events=recorded.events, evidence=recorded.evidence)
+                report = replace(report, history=recorded.history, events=recorded.events, censuses=recorded.censuses)
         return report
 
     def add_callbacks(
@@ -305,9 +328,16 @@ class Watcher:
             values = self._read()
             sample = Sample(now_s, self._uptime(), values)
             self._tally.add(sample)
-            before, self._verdict = self._verdict, self._judge(sample)
-            events, occasions = self._consequences(before, self._verdict, now_s)
             situation = self._situation(sample)
+            found = self._judge(sample)
+            conclusion = self._inquire(found)
+            events = self._draw(conclusion, now_s, situation)
+            if events or (conclusion is not None and conclusion.bounded is not None):
+                found = self._on_wall_clock(self._overall())
+            before, self._verdict = self._verdict, self._announced(found)
+            more, occasions = self._consequences(before, self._verdict, now_s)
+            events += more
+            census = self._census(conclusion, now_s)
             report = self._report()
             journal = self._journal  # a stop and start meanwhile begin another one
         # From here on without the state lock: hooks and sinks are the program's code.
@@ -321,7 +351,8 @@ class Watcher:
             events = self._pending + events
             self._pending = []
         with self._record_lock:
-            journal.write(sample, report, events, now_s=self.clock.monotonic())
+            evidence = None if conclusion is None else conclusion.evidence
+            journal.write(sample, report, events, now_s=self.clock.monotonic(), evidence=evidence, census=census)
         for event in events:
             _log_event(event)
             if event.what == "alert" and event.details["alert"] == "peak":
@@ -337,6 +368,75 @@ class Watcher:
         found = self._detector.update(self._first_wall_s + sample.uptime_s, sample.values)
         return self._on_wall_clock(found)
 
+    # -- evidence --------------------------------------------------------------------------------------------------------------
+
+    def _inquire(self, found: Verdict) -> Conclusion | None:
+        """Let the inquiry take note of the tick.  What fails in it costs the evidence, not the watch."""
+        now_s = self.clock.monotonic()
+        since_s = None if found.since is None else now_s - (self._now() - found.since)
+        readings = self._tally.latest()
+        if self._limit is not None:
+            readings["limit"] = self._limit
+        try:
+            return self._inquiry.observe(Moment(now_s, found, since_s, readings))
+        except Exception as error:
+            self._fail("evidence", error)
+            self._inquiry.end()
+            self._inquiry.mode = "off"
+            return None
+
+    def _draw(self, conclusion: Conclusion | None, now_s: float, situation: Situation) -> list[Event]:
+        """What the evidence means for the verdict: a bounded container that fills up, garbage that waits for the collector."""
+        if conclusion is None:
+            return []
+        self._evidence = conclusion.evidence
+        if conclusion.bounded is not None:
+            self._explain(conclusion.bounded)
+            return [Event(now_s, "note", {"note": conclusion.bounded.reason})]
+        if conclusion.cycles_share < CYCLES_SHARE:
+            return []
+        part = f"{conclusion.cycles_share * 100:.0f} % of the growth is garbage in cycles that the collector has not reached"
+        if not collect_is_cheap(situation.blocks):
+            why = "gc is switched off" if not gc.isenabled() else "a collection would be a pause"
+            return [Event(now_s, "note", {"note": f"{part}; it was not collected: {why}"})]
+        with osthread.program_signals():
+            freed = collect_garbage()
+        size = units.format_size(max(0.0, freed.heap_bytes or 0.0))
+        reason = f"collectable, not leaked: {part}; a collection freed {size}"
+        if (freed.heap_bytes or 0.0) >= 0.5 * CYCLES_SHARE * self._detector_grown():
+            self._explain(Bounded(reason, None, None))
+        return [Event(now_s, "note", {"note": reason})]
+
+    def _explain(self, bounded: Bounded) -> None:
+        if self._detector is not None:
+            self._detector.explain_as_bounded(bounded.reason, room=bounded.room, channel=bounded.channel)
+
+    def _overall(self) -> Verdict:
+        assert self._detector is not None
+        return self._detector.verdict
+
+    def _detector_grown(self) -> float:
+        return 0.0 if self._detector is None else self._detector.verdict.grown
+
+    def _announced(self, found: Verdict) -> Verdict:
+        """The verdict as it is told: a leak only when the evidence is in, because it may show a cache that fills up."""
+        if found.state != "leaking" or self._verdict.state == "leaking" or not self._inquiry.pending:
+            return found
+        return replace(found, state="growing", severity=None, reason=f"{found.reason}; what grows is being looked at")
+
+    def _census(self, conclusion: Conclusion | None, now_s: float) -> Census | None:
+        levels = conclusion.levels if conclusion is not None else self._inquiry.levels_due(self.clock.monotonic())
+        return Census(now_s, levels) if levels else None
+
+    def _give_back(self) -> float | None:
+        before = self.read_rss()
+        if before is None or not trim():
+            return None
+        after = self.read_rss()
+        return None if after is None else before - after
+
+    # -- consequences ----------------------------------------------------------------------------------------------------------
+
     def _consequences(self, before: Verdict, after: Verdict, now_s: float) -> tuple[list[Event], list[str]]:
         """Events of this tick, and the occasions on which the sinks are told."""
         events: list[Event] = []
@@ -348,7 +448,7 @@ class Watcher:
                 self._told_growth = after.grown
             elif before.state == "leaking" and after.state != "leaking":
                 occasions.append("over")
-        elif after.state == "leaking" and after.grown >= 2 * self._told_growth > 0:
+        elif after.state == "leaking" and after.grown >= 2 * self._told_growth > 0 and not self._inquiry.pending:
             occasions.append("doubled")
             self._told_growth = after.grown
         left_s = after.exhausted_in_s
@@ -379,9 +479,9 @@ class Watcher:
     def _tell(self, occasion: str) -> None:
         report = self.report()
         if occasion in ("leak", "doubled"):
-            from memwatch.report import headline  # loaded when there is something to say
+            from memwatch.report import brief  # loaded when there is something to say
 
-            _say("%s", headline(report))
+            _say("%s", brief(report))
         elif occasion == "over":
             _say("the leak is over: %s", report.verdict.reason)
         for name, sink in list(self._sinks.items()):
@@ -432,7 +532,12 @@ class Watcher:
         while True:
             # Rung for an end or a fork; a bell that rang for an earlier thread wakes us early, so look at the time again.
             while (wait_s := self._due_s - self.clock.monotonic()) > 0 and generation == self._generation:
-                self._alarm.wait(wait_s)
+                if not self._inquiry.looking:
+                    self._alarm.wait(wait_s)
+                    continue
+                self._alarm.wait(min(wait_s, LOOK_AGAIN_S))
+                if generation == self._generation and self._inquiry.poll():
+                    self.tick()  # out of turn: what was found is told now, not at the end of the interval
             if generation != self._generation:
                 return
             self.tick()
@@ -463,8 +568,9 @@ class Watcher:
                 self._journal.close(self.clock.time(), how, worthless=worthless)
             finally:
                 self._record_lock.release()
-        if self._vitals is not None:
-            with self._state_lock:
+        with self._state_lock:
+            self._inquiry.end()
+            if self._vitals is not None:
                 self._vitals.close()
 
     # -- fork and exit (called by memwatch.forks) ------------------------------------------------------------------------------
@@ -490,6 +596,7 @@ class Watcher:
     def after_fork_in_child(self) -> None:
         """Watch the child: a new trend and a new record; the parent's is left alone."""
         self._journal.abandon()
+        self._inquiry.after_fork()
         self._forked = True
         self._reset()
         self._due_s = self.clock.monotonic() + FORKED_CHILD_DELAY_S
@@ -526,6 +633,7 @@ class Watcher:
         self._told_growth = 0.0
         self._exhaustion_told = False
         self._process = None
+        self._evidence = ()
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )
@@ -580,7 +688,10 @@ class Watcher:
             return None  # only the figure of a relief step is lost
 
     def _own_descriptors(self) -> int:
-        return self._journal.descriptors
+        return self._journal.descriptors + self._inquiry.own_descriptors
+
+    def _own_children(self) -> int:
+        return self._inquiry.own_children
 
     def _own_threads(self) -> int:
         return int(self._thread_running)
@@ -591,7 +702,7 @@ class Watcher:
         return {name: self._on_wall_clock(verdict) for name, verdict in self._detector.verdicts().items()}
 
     def _report(self) -> Report:
-        return Report(self._described(), self._verdict, self._tally.statistics(self._uptime(), self._verdicts()))
+        return Report(self._described(), self._verdict, self._tally.statistics(self._uptime(), self._verdicts()), self._evidence)
 
     def _described(self) -> Process:
         if self._process is None:

@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
     "memwatch.osthread": 2,
     "memwatch.vitals": 2,
     "memwatch.record": 2,
+    "memwatch.evidence": 2,
     "memwatch.interpreters": 3,
     "memwatch.forks": 3,
     "memwatch.whoami": 3,

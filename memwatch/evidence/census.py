@@ -47,6 +47,8 @@ class Task(NamedTuple):
     before: Counts | None
     """An earlier census; None if this one is to be the baseline, and no paths are wanted."""
     want_paths: bool
+    kinds: tuple[str, ...] = ()
+    """Names of classes whose instances, and those of classes derived from them, are what grew (sockets, tasks)."""
 
 
 def run(task: Task) -> None:
@@ -82,7 +84,7 @@ def _find_out(task: Task) -> None:
     found, whole = heap.census(addresses.tobytes())
     counts = _by_name(found)
     told = sorted(counts.items(), key=lambda item: -item[1][1])[:TYPES_TOLD]
-    _tell({"what": "types", "types": {name: row for name, row in told}, "whole": whole, "took_s": _since(began_s)})
+    _tell({"what": "types", "types": dict(told), "whole": whole, "took_s": _since(began_s)})
     if not task.want_paths:
         return
     targets: list[int] = []
@@ -94,14 +96,18 @@ def _find_out(task: Task) -> None:
         elif len(targets) < PATHS_WANTED:
             targets.append(number)
             weights.append((block.weight_bytes, block.stack))
-    kinds: list[tuple[str, int]] = []
-    if len(targets) < INSTANCES_EACH and task.before is not None:
+    if task.kinds:
+        targets, weights = [], []
+        for kind in _derived(found, task.kinds):
+            chosen = heap.instances(kind, PATHS_WANTED)
+            targets += chosen
+            weights += [(found[kind][0] / max(1, len(chosen)), 0)] * len(chosen)
+    elif len(targets) < INSTANCES_EACH and task.before is not None:
         for kind in _grown(found, counts, task.before):
             chosen = heap.instances(kind, INSTANCES_EACH)
             targets += chosen
-            each = _growth(names.type_name(kind), counts, task.before)[1] / max(1, len(chosen))
+            each = growth(names.type_name(kind), counts, task.before)[1] / max(1, len(chosen))
             weights += [(max(each, 0.0), 0)] * len(chosen)
-            kinds.append((names.type_name(kind), len(chosen)))
     _tell({"what": "lost", "stacks": {str(stack): weight for stack, weight in lost.items()}, "looked_at": len(blocks)})
     if targets:
         _paths(heap, targets, weights)
@@ -124,16 +130,23 @@ def _by_name(found: Mapping[type, tuple[int, int]]) -> dict[str, tuple[int, int]
     return counts
 
 
-def _growth(name: str, after: Counts, before: Counts) -> tuple[int, int]:
+def growth(name: str, after: Counts, before: Counts) -> tuple[int, int]:
+    """What a type has grown by between two censuses: (count, bytes)."""
     count, size = after.get(name, (0, 0))
     old_count, old_size = before.get(name, (0, 0))
     return count - old_count, size - old_size
 
 
+def _derived(found: Iterable[type], wanted: Sequence[str]) -> list[type]:
+    """The classes that are, or derive from, one of the *wanted* names."""
+    mro = type.__dict__["__mro__"].__get__
+    return [kind for kind in found if any(names.type_name(base) in wanted for base in mro(kind))]
+
+
 def _grown(found: Iterable[type], counts: Counts, before: Counts) -> list[type]:
     """The types whose bytes grew most, one class for each name."""
     by_name = {names.type_name(kind): kind for kind in found}
-    grown = [(_growth(name, counts, before)[1], name) for name in by_name if name in counts]
+    grown = [(growth(name, counts, before)[1], name) for name in by_name if name in counts]
     return [by_name[name] for size, name in sorted(grown, reverse=True)[:TYPES_SEARCHED] if size > 0]
 
 

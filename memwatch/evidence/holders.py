@@ -131,7 +131,8 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
         owner = None
         if type(thing) is types.CellType and not last:
             continue
-        texts.append(_named(edge, thing, last=last))
+        # The end is what grows: its type, as the other evidence calls it.
+        texts.append(names.type_name(type(thing)) if last else _named(edge, thing))
         sizes.append(names.length(thing) or 0)
         bound = bound or bound_of(thing, after)
     place = _accumulation(sizes)
@@ -164,11 +165,9 @@ def _is_attributes(owner: object, thing: object) -> bool:
     return names.length(owner) is None and names.instance_dict(owner) is thing
 
 
-def _named(edge: str | None, thing: object, *, last: bool) -> str:
+def _named(edge: str | None, thing: object) -> str:
     what = _described(thing)
-    if not edge:
-        return what
-    return f"{edge} ({what})" if not last or what != edge else edge
+    return f"{edge} ({what})" if edge else what
 
 
 def _described(thing: object) -> str:
@@ -267,9 +266,7 @@ def bound_of(thing: object, after: object) -> Bound | None:
     limit = _maxlen(thing)
     if limit is not None:
         return Bound(f"{names.type_name(kind)} with maxlen", names.length(thing) or 0, limit)
-    attributes = names.instance_dict(thing)
-    if not attributes:
-        return None
+    attributes = names.instance_dict(thing) or {}
     for bound_name, size_name in _BOUNDED:
         most, size = attributes.get(bound_name), attributes.get(size_name)
         if isinstance(most, int) and not isinstance(most, bool) and most > 0 and size is not None:

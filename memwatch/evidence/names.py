@@ -46,7 +46,7 @@ def short_file(filename: str) -> str:
         if filename.startswith(root + os.sep) and len(root) > 1:
             return filename[len(root) + 1 :]
     parts = filename.rsplit(os.sep, 2)
-    return os.sep.join(parts[-2:]) if len(parts) == 3 else filename
+    return f"{parts[1]}{os.sep}{parts[2]}" if len(parts) == 3 else filename
 
 
 def site(frame: Frame) -> str:

@@ -75,6 +75,11 @@ class LeakDetector:
         self._setting = Setting(0.0, self._scale, growth_limit, None, None)
         self._verdict = Verdict("rss", "warming-up", reason="no samples yet")
 
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the whole process, as `update` returned it last."""
+        return self._verdict
+
     def set_limit(self, limit: float | None) -> None:
         """Change the memory limit (bytes), or say that there is none."""
         self._limit = limit

@@ -1,0 +1,94 @@
+"""What can be said where the better way is not there: without a child, without the sampler.
+
+Law: in the watched process nothing takes longer than the collector's own pauses; on a larger heap nothing is done, and that is said.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from collections import Counter
+from collections.abc import Sequence
+
+from memwatch.evidence import names
+from memwatch.model import Evidence, Suspect
+
+MOST_BLOCKS = 200_000
+"""Allocator blocks up to which the types are counted in this process: 0.09 s per million containers, with the GIL held
+(bench/pause.py), so about 10 ms."""
+TOP = 8
+
+
+def types_in_process(why: str, blocks: float | None) -> Evidence:
+    """Types by number, counted here, because no child could be forked.
+
+    Args:
+        why: the reason, for the note.
+        blocks: live allocator blocks, if known: the cost goes with them.
+    """
+    if blocks is None or blocks > MOST_BLOCKS:
+        size = "of unknown size" if blocks is None else f"of {blocks:,.0f} blocks"
+        return Evidence("types", note=f"{why}; counting a heap {size} in the process itself would be a pause")
+    counts = Counter(map(type, gc.get_objects()))
+    suspects = tuple(Suspect(names.type_name(kind), None, count) for kind, count in counts.most_common(TOP))
+    return Evidence("types", suspects, None, f"{why}; counted in the process: levels, not growth, of what the collector tracks")
+
+
+class NativeStacks:
+    """Which Python lines were on the stack while native memory grew, looked at on ticks: the poor man's way, without a sampler."""
+
+    MOST = 500
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        self._charged: dict[tuple[names.Frame, ...], float] = {}
+
+    def tick(self, native_bytes: float | None) -> None:
+        """Charge what native memory grew by since the tick before to the stacks of the threads that run now."""
+        before, self._before = self._before, native_bytes
+        if before is None or native_bytes is None or native_bytes <= before:
+            return
+        stacks = [stack for stack in map(_stack, sys._current_frames().values()) if stack]
+        for stack in stacks:
+            if stack in self._charged or len(self._charged) < self.MOST:
+                self._charged[stack] = self._charged.get(stack, 0.0) + (native_bytes - before) / len(stacks)
+
+    def rows(self) -> list[tuple[tuple[names.Frame, ...], float]]:
+        """Stacks, innermost frame first, with the bytes charged to them."""
+        return list(self._charged.items())
+
+
+def _stack(frame: types.FrameType | None, most: int = 12) -> tuple[names.Frame, ...]:
+    found: list[names.Frame] = []
+    while frame is not None and len(found) < most:
+        code = frame.f_code
+        if names.is_ours(code.co_filename):
+            return ()
+        found.append((code.co_filename, code.co_qualname, frame.f_lineno or code.co_firstlineno))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def native_suspects(rows: Sequence[tuple[tuple[names.Frame, ...], float]], measured: float) -> tuple[Suspect, ...]:
+    """Stacks charged with native growth, as suspects by site, the largest first."""
+    sites: dict[str, tuple[float, float, tuple[str, ...]]] = {}
+    for frames, size in rows:
+        place = next((i for i, frame in enumerate(frames) if not names.is_standard(frame[0])), 0)
+        if not frames or names.is_ours(frames[place][0]):
+            continue
+        label = names.site(frames[place])
+        total, heaviest, trail = sites.get(label, (0.0, float("-inf"), ()))
+        if size > heaviest:
+            heaviest, trail = (
+                size,
+                tuple(names.site(frame) for frame in frames[place + 1 : place + 9] if not names.is_ours(frame[0])),
+            )
+        sites[label] = total + size, heaviest, trail
+    whole = max(measured, sum(total for total, _, _ in sites.values() if total > 0), 1.0)
+    ranked = sorted(sites.items(), key=lambda item: -item[1][0])[:TOP]
+    return tuple(
+        Suspect(label, round(total), None, round(total / whole, 4), trail)
+        for label, (total, _, trail) in ranked
+        if total > 0.01 * whole
+    )

@@ -1,0 +1,326 @@
+"""Where what grows was allocated: live bytes per Python stack, from the sampler, else from tracemalloc.
+
+Law: a growth is told only with the error it has; memwatch's own allocations are left out; a program that traces itself goes on doing so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from memwatch.evidence import names
+from memwatch.model import Evidence, Suspect
+
+TOP = 10
+TRAIL = 12
+"""Callers told with a site."""
+STACKS_RECORDED = 150
+"""Stacks in a census, the largest first."""
+SIGMAS = 2.0
+"""A growth smaller than this many standard errors is not told."""
+FRAMES_TRACED = 8
+"""Frames that tracemalloc keeps where it stands in for the sampler: each costs the program time."""
+SOON = 0.3
+"""A baseline may miss this part of the growth."""
+
+
+class Live(NamedTuple):
+    """Live memory of one stack, estimated."""
+
+    bytes: float
+    objects: float
+    samples: int
+
+
+class SiteSource(Protocol):
+    """What knows the live bytes of each stack."""
+
+    name: str
+
+    def live(self, born_after_s: float = ...) -> dict[int, Live]:
+        """Live memory by stack, of blocks born after a moment (monotonic seconds)."""
+        ...
+
+    def stack(self, key: int) -> tuple[names.Frame, ...]:
+        """The frames of a stack, innermost first; empty where no Python code ran."""
+        ...
+
+    def stop(self) -> None:
+        """Cost nothing any more."""
+        ...
+
+
+class Sampling:
+    """The sampler (`_sampler.c`): always on, a few instructions per allocation.
+
+    Args:
+        mean_bytes: bytes between two samples, on average; a site's growth of L bytes has a relative standard error of √(mean/L).
+
+    Raises:
+        RuntimeError, ImportError: it does not work here; the message says why.
+    """
+
+    name = "sampler"
+
+    def __init__(self, mean_bytes: int) -> None:
+        self.mean_bytes = mean_bytes
+        self.module: Any = importlib.import_module("memwatch.evidence._sampler")
+        self.module.start(mean_bytes)
+
+    def live(self, born_after_s: float = -math.inf) -> dict[int, Live]:
+        return {row[0]: Live(row[1], row[2], row[3]) for row in self.module.live(born_after_s)}
+
+    def stack(self, key: int) -> tuple[names.Frame, ...]:
+        return self.module.stack(key) or ()
+
+    def maintain(self) -> bool:
+        """Put the hooks back where another tool has dropped them; False if that was so: what was sampled before is unknown."""
+        return bool(self.module.maintain())
+
+    def blocks(self, born_after_s: float, limit: int) -> list[tuple[int, int, float, int, float]]:
+        """Live sampled blocks: address, size, bytes stood for, stack, birth."""
+        return list(self.module.blocks(born_after_s, limit))
+
+    def stop(self) -> None:
+        self.module.stop()
+
+
+class Tracing:
+    """tracemalloc: exact, but 2 to 12 times slower while it runs (bench/sampler.py), so it is started on suspicion and stopped after.
+
+    Where the program traces itself, its tracing is used and left running.
+    """
+
+    name = "tracemalloc"
+
+    def __init__(self) -> None:
+        import tracemalloc
+
+        self._tracemalloc = tracemalloc
+        self._ours = not tracemalloc.is_tracing()
+        self._stacks: dict[int, tuple[names.Frame, ...]] = {}
+        if self._ours:
+            tracemalloc.start(FRAMES_TRACED)
+
+    def live(self, born_after_s: float = -math.inf) -> dict[int, Live]:
+        """All that is traced; tracemalloc does not know when a block was born."""
+        module: Any = importlib.import_module("_tracemalloc")
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for trace in module._get_traces():
+            size, frames = trace[1], trace[2]
+            row = found.get(frames)
+            if row is None:
+                found[frames] = [size, 1]
+            else:
+                row[0] += size
+                row[1] += 1
+        self._stacks = {hash(frames): tuple((file, "", line) for file, line in frames) for frames in found}
+        return {hash(frames): Live(float(size), float(count), sys.maxsize) for frames, (size, count) in found.items()}
+
+    def stack(self, key: int) -> tuple[names.Frame, ...]:
+        return self._stacks.get(key, ())
+
+    def stop(self) -> None:
+        """Stop tracing, if it was not the program that began."""
+        self._stacks = {}
+        if self._ours and self._tracemalloc.is_tracing():
+            self._tracemalloc.stop()
+        self._ours = False
+
+
+class Level(NamedTuple):
+    """Live memory by stack at one moment, packed: a few bytes a stack, so that several can be kept."""
+
+    time_s: float
+    """Monotonic seconds."""
+    keys: array[int]
+    bytes: array[float]
+    counts: array[float]
+    samples: array[int]
+    readings: Mapping[str, float]
+    """The channels as they were last read."""
+
+    def live(self) -> dict[int, Live]:
+        """Unpacked."""
+        rows = zip(self.keys, self.bytes, self.counts, self.samples, strict=True)
+        return {key: Live(size, count, samples) for key, size, count, samples in rows}
+
+
+def take_level(source: SiteSource, now_s: float, readings: Mapping[str, float]) -> Level:
+    """Read a source now."""
+    live = source.live()
+    return Level(
+        now_s,
+        array("Q", (key & 0xFFFFFFFFFFFFFFFF for key in live)),
+        array("d", (row.bytes for row in live.values())),
+        array("d", (row.objects for row in live.values())),
+        array("q", (row.samples for row in live.values())),
+        dict(readings),
+    )
+
+
+class Levels:
+    """Levels of the past, the older the sparser: there is always one from about when growth began.
+
+    Args:
+        every: ticks between two.
+    """
+
+    KEPT = 10
+
+    def __init__(self, every: int = 16) -> None:
+        self._every = every
+        self._ticks = 0
+        self.kept: list[Level] = []
+
+    def tick(self, source: SiteSource, now_s: float, readings: Mapping[str, float]) -> None:
+        """Take one if it is time."""
+        if self._ticks % self._every == 0:
+            self.kept.append(take_level(source, now_s, readings))
+            if len(self.kept) > self.KEPT:
+                self._thin()
+        self._ticks += 1
+
+    def _thin(self) -> None:
+        """Drop the one whose neighbours are nearest to each other for their age; never the oldest or the newest."""
+        newest_s = self.kept[-1].time_s
+        gaps = [
+            ((self.kept[i + 1].time_s - self.kept[i - 1].time_s) / (newest_s - self.kept[i].time_s + 1e-9), i)
+            for i in range(1, len(self.kept) - 1)
+        ]
+        del self.kept[min(gaps)[1]]
+
+    def at(self, time_s: float) -> Level | None:
+        """The one from about when growth began: soon after, so that nothing from before it is in the growth, else the last before."""
+        if not self.kept:
+            return None
+        soon_s = time_s + SOON * (self.kept[-1].time_s - time_s)
+        before = [level for level in self.kept if level.time_s <= time_s]
+        return next((level for level in self.kept if time_s <= level.time_s <= soon_s), before[-1] if before else self.kept[0])
+
+    def forget(self) -> None:
+        """Begin anew: what was sampled before means nothing any more."""
+        self.kept.clear()
+
+
+class Growth(NamedTuple):
+    """What one stack has grown by."""
+
+    key: int
+    bytes: float
+    objects: float
+    error_bytes: float
+    """Standard error of the growth."""
+
+
+def growths(before: Mapping[int, Live], after: Mapping[int, Live], born_since: Mapping[int, Live]) -> list[Growth]:
+    """The growth of each stack between two levels.
+
+    Args:
+        before, after: live memory by stack.
+        born_since: the part of *after* that was born since *before*: what was there all the time has no sampling error.
+    """
+    found = []
+    for key in {*before, *after}:
+        old, new = before.get(key, Live(0.0, 0.0, 0)), after.get(key, Live(0.0, 0.0, 0))
+        fresh = born_since.get(key, Live(0.0, 0.0, 0)).samples
+        gone = max(0, old.samples - (new.samples - fresh))
+        of = new if new.samples else old
+        each = of.bytes / max(1, of.samples)
+        found.append(Growth(key, new.bytes - old.bytes, new.objects - old.objects, each * math.sqrt(fresh + gone)))
+    return found
+
+
+def rank(grown: Iterable[Growth], source: SiteSource, measured: float | None) -> tuple[Evidence, dict[int, str]]:
+    """Sites by growth, the largest first.
+
+    Args:
+        measured: bytes that the process grew by meanwhile.
+
+    Returns:
+        The evidence, and for each stack that grew the label of its site.
+    """
+    sites: dict[str, _Site] = {}
+    labels: dict[int, str] = {}
+    nowhere = 0.0
+    total = 0.0
+    for growth in grown:
+        frames = source.stack(growth.key)
+        if not frames:
+            nowhere += growth.bytes
+            total += growth.bytes
+            continue
+        place = site_of(frames)
+        if place is None:
+            continue
+        label = names.site(frames[place])
+        if growth.bytes > 0:
+            labels[growth.key] = label
+        total += growth.bytes
+        sites.setdefault(label, _Site()).add(growth, frames[place + 1 :])
+    whole = max(measured or 0.0, max(total, 0.0), 1.0)
+    ranked = sorted(sites.items(), key=lambda item: -item[1].bytes)
+    suspects: list[Suspect] = []
+    accounted = 0.0
+    for label, found in ranked:
+        if found.bytes <= max(0.005 * whole, SIGMAS * math.sqrt(found.variance)) or len(suspects) == TOP:
+            break
+        trail = tuple(names.site(frame) for frame in found.callers if not names.is_ours(frame[0]))[:TRAIL]
+        suspects.append(Suspect(label, round(found.bytes), max(1, round(found.count)), round(found.bytes / whole, 4), trail))
+        accounted += found.bytes
+    explains = min(1.0, accounted / whole) if measured else None
+    note = None
+    if nowhere > 0.1 * whole:
+        note = f"{nowhere / 2**20:,.1f} MiB of the growth were allocated where no Python code ran"
+    if not suspects and total <= 0.1 * whole:
+        note = "what Python's allocators gave out did not grow: the growth is not in them"
+    return Evidence("sites", tuple(suspects), explains, note), labels
+
+
+class _Site:
+    def __init__(self) -> None:
+        self.bytes = self.count = self.variance = 0.0
+        self._heaviest = -math.inf
+        self.callers: Sequence[names.Frame] = ()
+
+    def add(self, growth: Growth, callers: Sequence[names.Frame]) -> None:
+        self.bytes += growth.bytes
+        self.count += growth.objects
+        self.variance += growth.error_bytes**2
+        if growth.bytes > self._heaviest:
+            self._heaviest, self.callers = growth.bytes, callers
+
+
+def site_of(frames: Sequence[names.Frame]) -> int | None:
+    """Which frame of a stack a person would name: the innermost that is not the standard library's; None for memwatch's own."""
+    for position, frame in enumerate(frames):
+        if names.is_ours(frame[0]):
+            return None
+        if not names.is_standard(frame[0]):
+            return position
+    return 0
+
+
+def levels_recorded(source: SiteSource) -> Evidence:
+    """The stacks with the most live bytes, as a record keeps them: the whole stack, innermost first."""
+    rows = sorted(source.live().items(), key=lambda item: -item[1].bytes)
+    suspects: list[Suspect] = []
+    for key, live in rows:
+        frames = source.stack(key)
+        if not frames or site_of(frames) is None:
+            continue
+        told = [names.site(frame) for frame in frames]
+        suspects.append(Suspect(told[0], round(live.bytes), max(1, round(live.objects)), None, tuple(told[1:])))
+        if len(suspects) == STACKS_RECORDED:
+            break
+    return Evidence("sites", tuple(suspects))
+
+
+def now() -> float:
+    """Monotonic seconds, the clock of the sampler's births."""
+    return time.monotonic()
