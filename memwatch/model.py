@@ -532,7 +532,8 @@ class Report:
         """Render this report; *format* is one of `memwatch.report.FORMATS`.
 
         Raises:
-            ValueError: the format is not known; the message lists those that are.
+            ValueError: the format is not known; the message lists those that are.  Or the format is one of stacks (`speedscope`,
+                `collapsed`) and none were taken; the message says why.
         """
         # The one call that points up: the contract puts render() here, and it is loaded only when somebody looks.
         from memwatch import report

@@ -84,6 +84,19 @@ def test_a_report_is_what_its_renderer_says(format: str, leak: Path) -> None:
     assert memwatch("report", leak, "--format", format).stdout == render(read_report(leak), format)
 
 
+@pytest.mark.parametrize("format", ["speedscope", "collapsed"])
+def test_the_stacks_of_a_record_are_drawn(format: str, leak: Path) -> None:
+    assert memwatch("report", leak, "--format", format).stdout == render(read_report(leak), format)
+
+
+@pytest.mark.parametrize("format", ["speedscope", "collapsed"])
+def test_a_report_without_stacks_says_why_there_is_nothing_to_draw(format: str, directory: Path) -> None:
+    refused = memwatch("report", record(directory, cases.tasks()), "--format", format)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"--format {format}: there are no allocation stacks of sse[900] to draw" in refused.stderr
+    assert "unless evidence is off" in refused.stderr and "--format text" in refused.stderr
+
+
 def test_the_newest_record_is_the_default(directory: Path, leak: Path) -> None:
     newest = record(directory, cases.tasks())
     os.utime(leak, (1, 1))

@@ -63,7 +63,8 @@ def test_a_dead_process_has_no_time_left() -> None:
 
 @pytest.mark.parametrize("format", reports.FORMATS)
 def test_nothing_a_process_chose_reaches_the_terminal_as_control(format: str) -> None:
-    text = reports.render(cases.hostile(), format)
+    odd = cases.hostile()
+    text = reports.render(replace(odd, evidence=(*odd.evidence, replace(odd.evidence[0], collector="sites"))), format)
     assert [char for char in text if not char.isprintable() and char != "\n"] == []
     assert reports.headline(cases.hostile()).isprintable()
 
@@ -131,7 +132,7 @@ def test_a_stable_channel_has_no_rate_beside_its_state(format: str) -> None:
 
 
 @pytest.mark.parametrize("time_s", [1e300, -1e300, float("nan"), float("inf"), 253402300800.0])
-@pytest.mark.parametrize("format", reports.FORMATS)
+@pytest.mark.parametrize("format", ["text", "json", "markdown"])
 def test_a_moment_outside_the_calendar_is_told_as_unknown(format: str, time_s: float) -> None:
     whole = cases.killed()
     odd = replace(

@@ -37,7 +37,10 @@ def command(target: str | None, as_json: bool, format_: str | None, fail_on: str
         report = records.read(path, history=True).report
     except RecordError as error:
         raise NotThere(str(error)) from None
-    text = reports.render(report, format_, width=width())
+    try:
+        text = reports.render(report, format_, width=width())
+    except reports.NoStacks as error:
+        raise click.UsageError(f"--format {format_}: {error}") from None
     put(coloured(text, report) if format_ == "text" and is_coloured(sys.stdout) else text)
     if fail_on is None:
         return OK

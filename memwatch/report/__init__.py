@@ -15,10 +15,11 @@ from memwatch.model import Report
 from memwatch.report.layout import shown
 from memwatch.report.markdown import render_markdown
 from memwatch.report.proof import brief
+from memwatch.report.stacks import NoStacks, render_collapsed, render_speedscope
 from memwatch.report.text import WIDTH, render_text
 from memwatch.report.words import headline
 
-__all__ = ["FORMATS", "WIDTH", "brief", "headline", "render", "shown", "without_infinities"]
+__all__ = ["FORMATS", "WIDTH", "NoStacks", "brief", "headline", "render", "shown", "without_infinities"]
 
 
 def render(report: Report, format: str = "text", *, width: int = WIDTH) -> str:
@@ -30,6 +31,7 @@ def render(report: Report, format: str = "text", *, width: int = WIDTH) -> str:
 
     Raises:
         ValueError: the format is not known; the message lists those that are.
+        NoStacks: *format* is `speedscope` or `collapsed`, and no allocation stacks were taken (a ValueError, too).
     """
     if format == "text":
         return render_text(report, width=width)
@@ -55,5 +57,10 @@ def without_infinities(value: Any) -> Any:
     return value
 
 
-_RENDERERS: Mapping[str, Callable[[Report], str]] = {"json": render_json, "markdown": render_markdown}
+_RENDERERS: Mapping[str, Callable[[Report], str]] = {
+    "json": render_json,
+    "markdown": render_markdown,
+    "speedscope": render_speedscope,
+    "collapsed": render_collapsed,
+}
 FORMATS = ("text", *_RENDERERS)

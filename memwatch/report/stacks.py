@@ -1,0 +1,140 @@
+"""Allocation stacks for flame graphs: speedscope's JSON, and collapsed lines for flamegraph.pl, inferno and speedscope.
+
+Law: a frame is a function with its file and line, the outermost first; a weight is bytes.  What has no stacks is an error that says
+why, never an empty picture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from memwatch.model import Evidence, Report, Suspect
+from memwatch.report.layout import shown
+from memwatch.report.words import moment, who
+
+SCHEMA_URL = "https://www.speedscope.app/file-format-schema.json"
+_FRAME = re.compile(r"(?P<file>.*?):(?P<line>\d{1,9})(?: +(?P<name>.*))?", re.DOTALL)
+
+
+class NoStacks(ValueError):
+    """The report has no allocation stacks; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    name: str
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    name: str
+    stacks: tuple[tuple[tuple[_Frame, ...], int], ...]
+    """Frames, outermost first, and bytes."""
+
+
+def render_speedscope(report: Report) -> str:
+    """The stacks as a file for https://www.speedscope.app: a profile of the growth, and one of what is alive where a census has it.
+
+    Raises:
+        NoStacks: there are none.
+    """
+    frames: dict[_Frame, int] = {}
+    profiles = []
+    for profile in _profiles(report):
+        samples = [[frames.setdefault(frame, len(frames)) for frame in stack] for stack, _ in profile.stacks]
+        weights = [weight for _, weight in profile.stacks]
+        profiles.append(
+            {
+                "type": "sampled",
+                "name": profile.name,
+                "unit": "bytes",
+                "startValue": 0,
+                "endValue": sum(weights),
+                "samples": samples,
+                "weights": weights,
+            }
+        )
+    whole = {
+        "$schema": SCHEMA_URL,
+        "name": who(report),
+        "exporter": "memwatch",
+        "activeProfileIndex": 0,
+        "shared": {"frames": [_plain(frame) for frame in frames]},
+        "profiles": profiles,
+    }
+    return json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def _plain(frame: _Frame) -> dict[str, Any]:
+    known = {"name": frame.name, "file": frame.file, "line": frame.line}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def render_collapsed(report: Report) -> str:
+    """The stacks of the growth (else of what is alive), one a line: `outer;…;inner bytes`.
+
+    Raises:
+        NoStacks: there are none.
+    """
+    total: dict[str, int] = {}
+    for stack, weight in _profiles(report)[0].stacks:
+        line = ";".join(map(_collapsed, stack))
+        total[line] = total.get(line, 0) + weight
+    return "".join(f"{line} {weight}\n" for line, weight in total.items())
+
+
+def _collapsed(frame: _Frame) -> str:
+    place = f" ({frame.file}:{frame.line})" if frame.file is not None else ""
+    return f"{frame.name}{place}".replace(";", ",")  # which divides frames
+
+
+def _profiles(report: Report) -> list[_Profile]:
+    found = [
+        _profile(f"{title} of {who(report)}", item)
+        for collector, title in (("sites", "growth"), ("native", "growth in C while these lines ran"))
+        for item in report.evidence
+        if item.collector == collector
+    ]
+    for census in reversed(report.censuses):
+        alive = [_profile(f"alive in {who(report)}, {moment(census.time_s)} UTC", item) for item in _sites(census.evidence)]
+        if any(profile.stacks for profile in alive):
+            found += alive
+            break
+    found = [profile for profile in found if profile.stacks]
+    if not found:
+        raise NoStacks(_why_none(report))
+    return found
+
+
+def _sites(evidence: tuple[Evidence, ...]) -> list[Evidence]:
+    return [item for item in evidence if item.collector == "sites"]
+
+
+def _why_none(report: Report) -> str:
+    notes = "; ".join(shown(item.note) for item in _sites(report.evidence) if item.note)
+    why = notes or "they are taken when growth is suspected, unless evidence is off"
+    return f"there are no allocation stacks of {who(report)} to draw: {why}; --format text tells what is known"
+
+
+def _profile(name: str, evidence: Evidence) -> _Profile:
+    return _Profile(name, tuple(_stacks(evidence.suspects)))
+
+
+def _stacks(suspects: tuple[Suspect, ...]) -> Iterator[tuple[tuple[_Frame, ...], int]]:
+    for suspect in suspects:
+        if suspect.bytes is not None and suspect.bytes >= 1:  # a picture has no room for what shrank
+            yield tuple(map(_frame, (*reversed(suspect.trail), suspect.label))), int(suspect.bytes)
+
+
+def _frame(label: str) -> _Frame:
+    label = shown(label)
+    parts = _FRAME.fullmatch(label)
+    if parts is None or not parts["file"]:
+        return _Frame(label)
+    return _Frame(parts["name"] or parts["file"], parts["file"], int(parts["line"]))
