@@ -7,11 +7,12 @@ import sys
 
 from setuptools import Extension, setup
 
-FLAGS = ["-O2"]
 
-extensions = [
-    Extension("memwatch.evidence._sampler", ["memwatch/evidence/_sampler.c"], extra_compile_args=FLAGS, libraries=["m"], optional=True),
-    Extension("memwatch.evidence._heap", ["memwatch/evidence/_heap.c"], extra_compile_args=FLAGS, optional=True),
-]
+def extension(name: str, *libraries: str) -> Extension:
+    path = f"memwatch/evidence/{name}.c"
+    return Extension(f"memwatch.evidence.{name}", [path], extra_compile_args=["-O2"], libraries=list(libraries), optional=True)
+
+
+extensions = [extension("_sampler", "m", "dl", "pthread"), extension("_heap")]
 
 setup(ext_modules=extensions if sys.implementation.name == "cpython" and sys.platform != "win32" else [])

@@ -91,6 +91,7 @@
 #define ARENA_SMALL (256u << 10) /* an arena of pymalloc without, and with, its radix tree (Include/internal/pycore_obmalloc.h) */
 #define ARENA_LARGE (1u << 20)
 #define PYMALLOC_LIMIT_MOST 1024u /* pymalloc serves up to 512 bytes, with debug hooks 488; anything far from it is another allocator */
+#define COMPACT_DUTY 0.01 /* where most of it is alive, compacting brings little: at most this share of the time */
 #define NATIVE_EVERY_S 1e-3
 #define NATIVE_DUTY 0.01 /* reading malloc's statistics walks its free chunks: at most this share of the time */
 #define NATIVE_KEPT 4096.0 /* a stack without live samples survives compaction if at least so many native bytes are charged to it */
@@ -193,6 +194,7 @@ static struct book *book;
 static struct slot *slots;
 static uint32_t slot_count, live_count;
 static uint8_t filter[FILTER_SIZE]; /* how many live samples hash here; 255 stays 255 until the table is rebuilt */
+static double compact_next_s;
 static uint64_t taken, dropped, thinned, stacks_dropped, compactions;
 /* Guarded by the GIL. */
 static int mode;
@@ -1053,6 +1055,14 @@ small_slow(int domain, const PyMemAllocatorEx *old, int kind, void *block, size_
     return result;
 }
 
+static NOINLINE void
+free_slow(const PyMemAllocatorEx *old, void *block)
+{
+    struct slot slot;
+    untrack(block, &slot); /* before the address can be given out again */
+    old->free(old->ctx, block);
+}
+
 #define SMALL_HOOKS(name, DOMAIN)                                                                                                    \
     static void *name##_small_malloc(void *Py_UNUSED(ctx), size_t size)                                                              \
     {                                                                                                                                \
@@ -1117,8 +1127,8 @@ SMALL_HOOKS(obj, OBJ)
     {                                                                                                                                \
         const PyMemAllocatorEx *old = BEFORE;                                                                                        \
         if (UNLIKELY(maybe_sampled(block))) {                                                                                        \
-            struct slot slot;                                                                                                        \
-            untrack(block, &slot); /* before the address can be given out again */                                                   \
+            free_slow(old, block);                                                                                                   \
+            return;                                                                                                                  \
         }                                                                                                                            \
         old->free(old->ctx, block);                                                                                                  \
     }
@@ -1131,12 +1141,14 @@ static void *
 arena_alloc(void *Py_UNUSED(ctx), size_t size)
 {
     void *block = arena_before.alloc(arena_before.ctx, size);
-    if (block == NULL || here.probing) {
-        here.reached |= (uint8_t)(1u << DOMAINS);
-        return block;
+    if (block == NULL) {
+        return NULL;
     }
     if (size == ARENA_SMALL || size == ARENA_LARGE) {
         __atomic_add_fetch(&arenas_bytes, (int64_t)size, __ATOMIC_RELAXED);
+    }
+    else if (here.probing) {
+        here.reached |= (uint8_t)(1u << DOMAINS);
     }
     else if ((here.large -= (int64_t)size) < 0 && !here.capture) {
         double mean;
@@ -1505,6 +1517,7 @@ sampler_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
         book = fresh;
         taken = dropped = thinned = stacks_dropped = compactions = 0;
         reinstalled = 0;
+        compact_next_s = 0.0;
         store(active, true);
         unlock();
     }
@@ -1772,8 +1785,11 @@ sampler_maintain(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
             reinstalled++;
             forget_samples();
         }
-        if (nearly_full(book)) {
+        double started_s = now_s();
+        if (nearly_full(book) && started_s >= compact_next_s) {
             compact();
+            double ended_s = now_s();
+            compact_next_s = ended_s + (ended_s - started_s) / COMPACT_DUTY;
         }
         unlock();
     }
