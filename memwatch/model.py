@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
@@ -493,11 +493,12 @@ class Report:
     @property
     def identity(self) -> str:
         """The most stable name of what leaks: where it accumulates, else who allocates it, else what it is, else the channel."""
-        order = (_RESOURCES_FIRST if self.verdict.kind in _RESOURCE_KINDS else ()) + _IDENTIFYING
-        found = [item for name in order for item in self.evidence if item.collector == name and item.suspects]
+        order = (("resources",) if self.verdict.kind in _RESOURCE_KINDS else ()) + _IDENTIFYING
+        found = [_named(item) for name in order for item in self.evidence if item.collector == name]
         # What holds next to nothing of the growth is there by chance; it names the leak only where nothing else does.
         for item in [item for item in found if _is_large(item)] + found:
-            return _identity(item)
+            if item.suspects:
+                return _identity(item)
         return self.verdict.channel
 
     def to_dict(self) -> dict[str, Any]:
@@ -508,6 +509,7 @@ class Report:
             "channels": {name: summary.to_dict() for name, summary in self.statistics.channels.items()},
             "samples": self.statistics.samples,
             "uptime_s": self.statistics.uptime_s,
+            "explained": self.explained,
             "evidence": [item.to_dict() for item in self.evidence],
             "caches": [dict(item) for item in self.caches],
             "events": [event.to_dict() for event in self.events],
@@ -548,7 +550,8 @@ NAMES_A_LEAK = 0.1
 NEARLY_EQUAL = 0.9
 """Of suspects this near to the largest, small noise decides which one leads, and it is another in each of 40 workers."""
 _RESOURCE_KINDS = ("descriptors", "threads", "tasks", "children")
-_RESOURCES_FIRST = ("resources",)
+UNHELD = ("nothing ", "a reference held in C", "a holder that was not found")
+"""How a holder begins that is no place in the program."""
 _IDENTIFYING = ("holders", "sites", "native", "types", "resources")
 _SITE = re.compile(r"(.*?):\d+(?: +(.*))?", re.DOTALL)
 _BRACKETED = re.compile(r" *\([^()]*\)")
@@ -571,6 +574,13 @@ def _identity(evidence: Evidence) -> str:
     least = NEARLY_EQUAL * _largest(evidence, measure)
     leading = [suspect for suspect in evidence.suspects if (getattr(suspect, measure) or 0.0) >= least]
     return min(stable_label(evidence.collector, suspect.label) for suspect in leading)
+
+
+def _named(evidence: Evidence) -> Evidence:
+    """The suspects that name a place, a site, a type or a resource."""
+    if evidence.collector != "holders":
+        return evidence
+    return replace(evidence, suspects=tuple(item for item in evidence.suspects if not item.label.startswith(UNHELD)))
 
 
 def _is_large(evidence: Evidence) -> bool:

@@ -63,6 +63,7 @@ def test_the_json_report_has_the_keys_of_schema_1() -> None:
         "severity", "reason",
     } <= set(report["verdict"])  # fmt: skip
     assert {"state", "rate", "current", "average", "peak"} <= set(report["channels"]["rss"])
+    assert report["explained"] == 0.93
     assert {"collector", "explains", "note", "suspects"} == set(report["evidence"][0])
     assert {"label", "bytes", "count", "share", "trail"} == set(report["evidence"][0]["suspects"][0])
     assert report["events"][0]["state"] == "leaking"
@@ -107,6 +108,11 @@ ADDED = Suspect("app/sessions.py:48 SessionStore.add", 1e6, 9, 0.9, ("app/web.py
          "sessions.py SessionStore.add"),
         ((found("holders", Suspect("module re → _cache (dict, 3 entries)", 9, 9, 0.01)),), "module re → _cache"),
         ((found("native", Suspect("/srv/a/lib.py:3 load", 9, 9, 0.8)),), "lib.py load"),
+        # What no place in the program holds is named by who allocates it.
+        ((found("sites", ADDED),
+          found("holders", Suspect("nothing but each other: a cycle that the collector has not reached yet", 9, 9, 0.9))),
+         "sessions.py SessionStore.add"),
+        ((found("holders", Suspect("a reference held in C, to lxml._Document", 9, 9, 0.9)),), "heap"),
     ],
 )  # fmt: skip
 def test_a_leak_is_named_by_where_it_accumulates_else_who_allocates_it_else_what_it_is(evidence: tuple, identity: str) -> None:

@@ -32,6 +32,8 @@ def holders(*suspects: Suspect) -> Evidence:
         (("Session",), ("module app → _STORE (dict, 9 entries)", "Session")),
         (("app.Session",), ("module app → _STORE (dict, 9 entries)", "app.Session")),
         (("all (list, 9 entries)", "Session"), ("module app → _STORE (dict, 9 entries)", "all (list, 9 entries)", "Session")),
+        (("next (Session) (× 3)",), ("module app → _STORE (dict, 9 entries)", "next (Session) (× 3)")),
+        (("Session (× 7)", "dict"), ("module app → _STORE (dict, 9 entries)", "Session (× 7)")),
         # Above what it holds itself: the way up to it is what holds it.
         (("user (Session)", "cart (list, 50 entries)", "dict"), ("module app → _STORE (dict, 9 entries)", "user (Session)")),
     ],
@@ -142,6 +144,7 @@ REALISTIC = [
     ("loggers", types("logging.Logger")),
     ("asyncio tasks", cases.tasks()),
     ("thread pools", opened("thread ThreadPoolExecutor-*_* (target concurrent.futures.thread._worker)", kind="threads")),
+    ("children not waited for", opened("child process that ended and was not waited for", kind="children")),
     ("finalizers", held("class weakref.finalize → _registry (dict, 9,000 entries)", "_Info")),
     ("warnings", held("module app.views → __warningregistry__ (dict, 70,001 entries)", "tuple")),
     ("kept exceptions", types("traceback")),

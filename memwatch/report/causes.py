@@ -124,6 +124,12 @@ CAUSES: tuple[Cause, ...] = (
         _says(r"\bconcurrent[./]futures[./]thread\b|\bThreadPoolExecutor-", "resources", trail=True),
     ),
     Cause(
+        "children not waited for",
+        "a child process that has ended stays until somebody waits for it; call wait() or communicate(), or use Popen in a with",
+        "https://docs.python.org/3/library/subprocess.html#subprocess.Popen.wait",
+        _says(r"\bchild process that ended and was not waited for", "resources"),
+    ),
+    Cause(
         "finalizers",
         "weakref.finalize keeps its callback and arguments until the object dies, for ever if they refer to the object",
         "https://docs.python.org/3/library/weakref.html#weakref.finalize",

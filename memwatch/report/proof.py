@@ -27,6 +27,7 @@ BRIEF_WIDTH = 120
 INDENT = "  "
 
 _ORDER = ("types", "sites", "holders", "resources", "native")
+_STEP = re.compile(r"(?P<name>.*?)(?: \((?P<kind>[^×(),]+)(?:,[^()]*)?\))?(?: \(× \d+\))?", re.DOTALL)
 _LINE = re.compile(r"(:\d+) (?=\S)")
 
 
@@ -99,9 +100,9 @@ def _held(label: str, holders: list[Suspect]) -> tuple[str, ...]:
 
 def _is_of(step: str, names: set[str]) -> bool:
     """Whether a step of a path (`Session`, `cart (list, 50 entries)`) is an object of the type that has these *names*."""
-    name, _, rest = step.partition(" (")
-    kind = rest.rstrip(")").partition(",")[0]
-    return bool({kind or name, (kind or name).rpartition(".")[2]} & names)
+    parts = _STEP.fullmatch(step)
+    kind = (parts["kind"] or parts["name"]) if parts is not None else step
+    return bool({kind, kind.rpartition(".")[2]} & names)
 
 
 def counted(collector: str, suspect: Suspect) -> str:
@@ -183,7 +184,7 @@ TRAILS = {
     "sites": ("called from", " ←"),
     "native": ("called from", " ←"),
     "types": ("allocated at", ""),
-    "resources": ("created at", " ←"),
+    "resources": ("at", " ←"),
     "caches": ("in", " →"),
 }
 """What the trail of a suspect is, and how its steps are joined."""
