@@ -108,7 +108,7 @@ is_shim(_PyInterpreterFrame *frame)
 }
 
 static void
-note_thread(PyThreadState *tstate)
+note_thread(PyThreadState *tstate, PyObject *ours)
 {
     unsigned long thread = tstate->thread_id;
 #if PY_VERSION_HEX >= 0x030D0000
@@ -118,7 +118,7 @@ note_thread(PyThreadState *tstate)
 #endif
     for (int depth = 0; frame != NULL && depth < 100000; frame = frame->previous, depth++) {
         PyCodeObject *code = is_shim(frame) ? NULL : code_of(frame);
-        if (code == NULL || _PyFrame_IsIncomplete(frame)) {
+        if (code == NULL || _PyFrame_IsIncomplete(frame) || PyUnicode_Tailmatch(code->co_filename, ours, 0, PY_SSIZE_T_MAX, -1) == 1) {
             continue;
         }
         int line = PyCode_Addr2Line(code, _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT));
@@ -245,8 +245,9 @@ settle_child(int out, double deadline_s)
 }
 
 PyDoc_STRVAR(fork_quietly_doc,
-"fork_quietly(out, deadline_s)\n--\n\n"
+"fork_quietly(out, deadline_s, ours)\n--\n\n"
 "Fork a child that writes to descriptor 3 what *out* was, and does nothing that the program could notice.  Returns its pid; 0 in it.\n"
+"Frames of code in files whose names begin with *ours* hold nothing of the program's.\n"
 "No handler of os.register_at_fork runs on either side.  The caller holds the import lock (`_imp.acquire_lock`), or another thread\n"
 "could fork while the handlers are put aside.\n");
 
@@ -255,7 +256,8 @@ fork_quietly(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     int out;
     double deadline_s;
-    if (!PyArg_ParseTuple(arguments, "id:fork_quietly", &out, &deadline_s)) {
+    PyObject *ours;
+    if (!PyArg_ParseTuple(arguments, "idU:fork_quietly", &out, &deadline_s, &ours)) {
         return NULL;
     }
     if (!(deadline_s > 0.0 && deadline_s < 1e6)) {
@@ -280,8 +282,8 @@ fork_quietly(PyObject *Py_UNUSED(module), PyObject *arguments)
         settle_child(out, deadline_s);
         PyThreadState *me = PyThreadState_Get();
         for (PyThreadState *tstate = interp->threads.head; tstate != NULL; tstate = tstate->next) {
+            note_thread(tstate, ours);
             if (tstate != me) {
-                note_thread(tstate);
                 keep_thread(tstate);
             }
         }
@@ -469,7 +471,50 @@ is_tracked(PyObject *object)
     return PyObject_IS_GC(object) && PyObject_GC_IsTracked(object);
 }
 
+/* tp_traverse, and what it leaves out because the collector has no use for it: the text keys of dictionaries, the parts of code. */
+static void
+traverse_all(PyObject *object, visitproc visit, void *context)
+{
+    traverseproc traverse = Py_TYPE(object)->tp_traverse;
+    if (traverse != NULL) {
+        traverse(object, visit, context);
+    }
+    if (PyDict_Check(object)) {
+        PyDictKeysObject *keys = ((PyDictObject *)object)->ma_keys;
+        if (keys->dk_kind != DICT_KEYS_GENERAL) {
+            PyDictUnicodeEntry *entries = DK_UNICODE_ENTRIES(keys);
+            for (Py_ssize_t i = 0; i < keys->dk_nentries; i++) {
+                if (entries[i].me_key != NULL) {
+                    visit(entries[i].me_key, context);
+                }
+            }
+        }
+    }
+    else if (PyFunction_Check(object)) {
+        visit(((PyFunctionObject *)object)->func_code, context);
+    }
+    else if (PyCode_Check(object)) {
+        PyCodeObject *code = (PyCodeObject *)object;
+        PyObject *parts[] = {code->co_consts, code->co_names, code->co_localsplusnames, code->co_localspluskinds, code->co_filename,
+                             code->co_name, code->co_qualname, code->co_linetable, code->co_exceptiontable};
+        for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+            if (parts[i] != NULL) {
+                visit(parts[i], context);
+            }
+        }
+    }
+}
+
+static int
+has_parts(PyObject *object)
+{
+    return (PyObject_IS_GC(object) && Py_TYPE(object)->tp_traverse != NULL) || PyCode_Check(object);
+}
+
 /* ---------------------------------------------------------------- sizes */
+
+#define DRAWN 32
+#define MOST_WORDS 128
 
 typedef enum { PLAIN, TEXT, WHOLE, LIST, DICT, SET, BYTES_ARRAY, ASK } Layout;
 
@@ -479,11 +524,15 @@ typedef struct {
     Layout layout;
     Py_ssize_t header;   /* bytes in front of an object */
     Py_ssize_t inside;   /* bytes of attribute values that live in a block of their own */
+    int opaque;          /* words of an instance that may point to blocks which only it uses: a type written in C */
+    PyObject *drawn[DRAWN]; /* borrowed: each instance is as likely to be here as any other */
 } TypeEntry;
 
 static TypeEntry *types = NULL;
 static size_t types_count = 0, types_room = 0;
 static Table type_index;
+static uint64_t random_state = 0x9E3779B97F4A7C15ull;
+static destructor made_by_python = NULL; /* how instances of classes written in Python are freed */
 
 static Layout
 layout_of(PyTypeObject *type)
@@ -542,6 +591,11 @@ entry_of(PyTypeObject *type)
     entry->type = type;
     entry->layout = layout_of(type);
     entry->header = (Py_ssize_t)_PyType_PreHeaderSize(type);
+    if (entry->layout == ASK || (entry->layout == PLAIN && PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) &&
+                                 type->tp_dealloc != made_by_python)) {
+        Py_ssize_t words = type->tp_basicsize / (Py_ssize_t)sizeof(void *);
+        entry->opaque = (int)(words < MOST_WORDS ? words : MOST_WORDS);
+    }
 #if PY_VERSION_HEX < 0x030D0000
     if (PyType_HasFeature(type, Py_TPFLAGS_MANAGED_DICT) && PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
         PyDictKeysObject *keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
@@ -660,6 +714,43 @@ look_for(Census *census, void *block, PyObject *object)
     }
 }
 
+/* Modules/_collectionsmodule.c: a chain of blocks of 64 references, each between a link to its left and one to its right. */
+static PyTypeObject *deque_type = NULL;
+
+static int
+is_deque(PyTypeObject *type)
+{
+    return deque_type != NULL && PyType_IsSubtype(type, deque_type);
+}
+
+static void
+look_along_deque(Census *census, PyObject *object)
+{
+    char *block = *(char **)((char *)object + sizeof(PyVarObject));
+    Py_ssize_t blocks = Py_SIZE(object) / 64 + 2;
+    for (Py_ssize_t i = 0; block != NULL && i < blocks; i++) {
+        look_for(census, block, object);
+        if (block == *(char **)((char *)object + sizeof(PyVarObject) + sizeof(char *))) {
+            break; /* the rightmost: its right link leads nowhere */
+        }
+        block = *(char **)(block + 65 * sizeof(PyObject *));
+    }
+}
+
+static PyTypeObject *
+type_named(const char *module_name, const char *name)
+{
+    PyObject *module = PyImport_ImportModule(module_name);
+    PyObject *found = module != NULL ? PyObject_GetAttrString(module, name) : NULL;
+    Py_XDECREF(module);
+    if (found == NULL || !PyType_Check(found)) {
+        PyErr_Clear();
+        Py_XDECREF(found);
+        return NULL;
+    }
+    return (PyTypeObject *)found; /* for ever */
+}
+
 static void
 count(Census *census, PyObject *object)
 {
@@ -668,7 +759,16 @@ count(Census *census, PyObject *object)
         census->short_of_memory = 1;
         return;
     }
-    entry->count++;
+    uint64_t place = entry->count++;
+    if (place >= DRAWN) { /* a reservoir (Vitter, algorithm R) */
+        random_state ^= random_state << 13;
+        random_state ^= random_state >> 7;
+        random_state ^= random_state << 17;
+        place = random_state % entry->count;
+    }
+    if (place < DRAWN) {
+        entry->drawn[place] = object;
+    }
     entry->bytes += (uint64_t)bytes_of(object, entry);
     if (!census->blocks.used) {
         return;
@@ -693,6 +793,16 @@ count(Census *census, PyObject *object)
         break;
     default:
         break;
+    }
+    /* What a type written in C keeps in blocks of its own (arrays, buffers, nodes): any word that is the address of one. */
+    for (int i = 2; i < entry->opaque; i++) {
+        look_for(census, ((void **)object)[i], object);
+    }
+    if (PyType_Check(object) && PyType_HasFeature((PyTypeObject *)object, Py_TPFLAGS_HEAPTYPE)) {
+        look_for(census, ((PyHeapTypeObject *)object)->ht_cached_keys, object);
+    }
+    if (is_deque(entry->type)) {
+        look_along_deque(census, object);
     }
 #if PY_VERSION_HEX < 0x030D0000
     if (entry->inside) { /* attribute values in a block of their own, behind a prefix whose size is the byte in front of them */
@@ -731,7 +841,7 @@ meet_child(PyObject *object, void *context)
         return 0;
     }
     count(census, object);
-    if (PyObject_IS_GC(object) && Py_TYPE(object)->tp_traverse != NULL && !PyType_Check(object)) {
+    if (has_parts(object) && !PyType_Check(object)) {
         if (untracked_count == untracked_room) {
             size_t room = untracked_room ? 2 * untracked_room : 65536;
             PyObject **grown = realloc(untracked, room * sizeof(PyObject *));
@@ -752,10 +862,7 @@ meet_container(PyObject *object, void *context)
 {
     Census *census = context;
     count(census, object);
-    traverseproc traverse = Py_TYPE(object)->tp_traverse;
-    if (traverse != NULL) {
-        traverse(object, meet_child, census);
-    }
+    traverse_all(object, meet_child, census);
     return 0;
 }
 
@@ -775,6 +882,9 @@ census_types(PyObject *Py_UNUSED(module), PyObject *arguments)
         PyBuffer_Release(&given);
         return NULL;
     }
+    PyTypeObject *of_python = type_named("abc", "ABC"); /* a class written in Python, and always there */
+    made_by_python = of_python != NULL ? of_python->tp_dealloc : NULL;
+    deque_type = type_named("collections", "deque");
     Census census;
     memset(&census, 0, sizeof(census));
     owners_count = (size_t)given.len / sizeof(uint64_t);
@@ -800,8 +910,7 @@ census_types(PyObject *Py_UNUSED(module), PyObject *arguments)
     }
     for_each_tracked(meet_container, &census);
     for (size_t i = 0; i < untracked_count; i++) { /* grows meanwhile */
-        traverseproc traverse = Py_TYPE(untracked[i])->tp_traverse;
-        traverse(untracked[i], meet_child, &census);
+        traverse_all(untracked[i], meet_child, &census);
     }
     table_drop(&census.seen);
     table_drop(&census.blocks);
@@ -841,6 +950,7 @@ owner(PyObject *Py_UNUSED(module), PyObject *argument)
 #define PARENTS_PER_KIND 3
 #define MOST_LEVELS 40
 #define FAR 1000000
+#define FRAME_PENALTY 6 /* a module's global up to this many steps further away is the better answer (guess) */
 
 typedef struct {
     PyObject *object;
@@ -864,6 +974,7 @@ typedef struct {
     Table index;       /* object -> node */
     Table roots;       /* object -> number of the root */
     Table ignored;
+    int firm_roots;    /* roots below this number end a search */
     int level;
     size_t fresh;      /* nodes made on this level */
     PyObject *parent;  /* whose references are being visited */
@@ -906,7 +1017,8 @@ meet_held(PyObject *object, void *context)
         return 0;
     }
     Node *child = &search->nodes[number];
-    if (child->level != search->level - 1 || child->root >= 0 || search->parent == object) {
+    /* A module's globals are an end.  What a frame holds may be held by a module too, which is the better answer. */
+    if (child->level != search->level - 1 || (child->root >= 0 && child->root < search->firm_roots) || search->parent == object) {
         return 0;
     }
     PyTypeObject *kind = Py_TYPE(search->parent);
@@ -951,13 +1063,9 @@ meet_holder(PyObject *object, void *context)
     if (PyFrame_Check(object)) {
         return 0; /* of running frames the roots know the locals; frame objects of ended ones hold what their traceback holds */
     }
-    traverseproc traverse = Py_TYPE(object)->tp_traverse;
-    if (traverse == NULL) {
-        return 0;
-    }
     search->parent = object;
     search->parent_is_root = search->roots.used && table_has(&search->roots, (uintptr_t)object, NULL);
-    traverse(object, meet_held, search);
+    traverse_all(object, meet_held, search);
     return search->failed;
 }
 
@@ -1007,11 +1115,11 @@ spread(Search *search, const int *penalty, size_t roots_given, size_t targets)
             }
         }
     }
-    size_t reached = 0;
+    size_t settled = 0; /* nothing that is found later can be nearer */
     for (size_t i = 0; i < targets; i++) {
-        reached += search->nodes[i].distance < FAR;
+        settled += search->nodes[i].distance <= search->level + 1;
     }
-    return reached;
+    return settled;
 }
 
 enum { FOUND = 0, CYCLE = 1, FROM_C = 2, UNKNOWN = 3 };
@@ -1034,6 +1142,7 @@ why_unreached(Search *search, int target, int *holder)
     while (next < count) { /* quadratic in the worst case; such closures are small */
         int current = members[next++];
         if (search->nodes[current].cut) {
+            *holder = current; /* as far as the search came */
             goto done;
         }
         for (size_t i = 0; i < search->edges_count; i++) {
@@ -1053,8 +1162,8 @@ why_unreached(Search *search, int target, int *holder)
     }
     for (size_t i = 0; i < count; i++) {
         PyObject *object = search->nodes[members[i]].object;
-        if (PyObject_IS_GC(object) && Py_TYPE(object)->tp_traverse != NULL) {
-            Py_TYPE(object)->tp_traverse(object, count_inner, search);
+        if (has_parts(object)) {
+            traverse_all(object, count_inner, search);
         }
     }
     for (size_t i = count; i-- > 0;) {
@@ -1102,12 +1211,13 @@ paths(PyObject *Py_UNUSED(module), PyObject *arguments)
         PyErr_NoMemory();
         goto done;
     }
+    search.firm_roots = (int)given;
     for (Py_ssize_t i = 0; i < given; i++) {
         penalty[i] = (int)PyLong_AsLong(PyList_GET_ITEM(penalties, i));
         table_add(&search.roots, (uintptr_t)PyList_GET_ITEM(roots, i), (uint32_t)i);
     }
     for (size_t i = 0; i < thread_roots_count; i++) {
-        penalty[given + (Py_ssize_t)i] = 3;
+        penalty[given + (Py_ssize_t)i] = FRAME_PENALTY;
         table_add(&search.roots, (uintptr_t)thread_roots[i].object, (uint32_t)((size_t)given + i));
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(ignored); i++) {
@@ -1127,16 +1237,20 @@ paths(PyObject *Py_UNUSED(module), PyObject *arguments)
         }
         numbers[i] = number < owners_count && owners[number] != NULL ? node_of(&search, owners[number], 1) : -1;
     }
-    size_t distinct = search.count, reached = 0;
+    size_t distinct = search.count;
     for (search.level = 1; search.level < MOST_LEVELS && !search.failed; search.level++) {
         search.fresh = 0;
         for_each_container(meet_holder, &search);
         if (!search.fresh) { /* nobody else: frames that ended, kept by a traceback or a generator */
             for_each_tracked(meet_frame_holder, &search);
         }
-        reached = spread(&search, penalty, all_roots, distinct);
-        if (reached == distinct || !search.fresh) {
+        if (spread(&search, penalty, all_roots, distinct) == distinct || !search.fresh) {
             break;
+        }
+    }
+    if (search.level >= MOST_LEVELS) { /* who holds the last ones was not asked any more */
+        for (size_t i = 0; i < search.count; i++) {
+            search.nodes[i].cut |= search.nodes[i].level >= search.level - 1;
         }
     }
     result = PyList_New(0);
@@ -1210,65 +1324,105 @@ list_thread_roots(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(argument))
     return result;
 }
 
+static int
+add_owner(PyObject *object, PyObject *numbers)
+{
+    PyObject **grown = realloc(owners, (owners_count + 2) * sizeof(PyObject *));
+    if (grown == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    owners = grown;
+    owners[owners_count] = object;
+    PyObject *number = PyLong_FromSize_t(owners_count++);
+    int result = number == NULL ? -1 : PyList_Append(numbers, number);
+    Py_XDECREF(number);
+    return result;
+}
+
+PyDoc_STRVAR(instances_doc,
+"instances(type)\n--\n\n"
+"A few instances of exactly *type*, drawn by the last census.  Returns numbers that `owner` and `paths` take: a list of the objects\n"
+"would itself hold them.\n");
+
+static PyObject *
+instances(PyObject *Py_UNUSED(module), PyObject *type)
+{
+    uint32_t index;
+    if (demand_child() < 0) {
+        return NULL;
+    }
+    PyObject *result = PyList_New(0);
+    if (result == NULL || type_index.used == 0 || !table_has(&type_index, (uintptr_t)type, &index)) {
+        return result;
+    }
+    for (int i = 0; i < DRAWN && types[index].drawn[i] != NULL; i++) {
+        if (add_owner(types[index].drawn[i], result) < 0) {
+            Py_DECREF(result);
+            return NULL;
+        }
+    }
+    return result;
+}
+
 typedef struct {
     PyTypeObject *type;
-    PyObject **found;
-    size_t room, seen;
-    uint64_t random;
-} Drawn;
+    PyObject *found[DRAWN];
+    int count;
+} Entries;
 
 static int
-meet_instance(PyObject *object, void *context)
+meet_entry(PyObject *object, void *context)
 {
-    Drawn *drawn = context;
-    if (Py_TYPE(object) == drawn->type) {
-        size_t place = drawn->seen++;
-        if (place >= drawn->room) { /* a reservoir: each instance is as likely as any other (Vitter, algorithm R) */
-            drawn->random ^= drawn->random << 13;
-            drawn->random ^= drawn->random >> 7;
-            drawn->random ^= drawn->random << 17;
-            place = (size_t)(drawn->random % drawn->seen);
+    Entries *entries = context;
+    if (object == NULL || Py_TYPE(object) != entries->type) {
+        return 0;
+    }
+    for (int i = 0; i < entries->count; i++) {
+        if (entries->found[i] == object) {
+            return 0;
         }
-        if (place < drawn->room) {
-            drawn->found[place] = object;
-        }
+    }
+    if (entries->count < DRAWN) {
+        entries->found[entries->count++] = object;
     }
     return 0;
 }
 
-PyDoc_STRVAR(instances_doc,
-"instances(type, most)\n--\n\n"
-"Draw at most *most* instances of exactly *type* among those that the collector knows.  Returns numbers that `owner` and `paths` take:\n"
-"a list of the objects would itself hold them.\n");
+static int
+meet_other(PyObject *object, void *context)
+{
+    Entries *entries = context;
+    /* Not from a container that holds many: whoever is in one has a short path, and was found. */
+    if (Py_TYPE(object) != entries->type && !PyFrame_Check(object) && entries->count < DRAWN) {
+        traverse_all(object, meet_entry, entries);
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(entries_doc,
+"entries(type)\n--\n\n"
+"Instances of exactly *type* that something of another type refers to: where a long chain of them begins.  Returns numbers.\n");
 
 static PyObject *
-instances(PyObject *Py_UNUSED(module), PyObject *arguments)
+entries(PyObject *Py_UNUSED(module), PyObject *type)
 {
-    PyTypeObject *type;
-    Py_ssize_t most;
-    if (!PyArg_ParseTuple(arguments, "O!n:instances", &PyType_Type, &type, &most) || demand_child() < 0) {
+    if (demand_child() < 0) {
         return NULL;
     }
-    if (most < 1 || most > 10000) {
-        PyErr_SetString(PyExc_ValueError, "most must be 1 to 10000");
+    if (!PyType_Check(type)) {
+        PyErr_SetString(PyExc_TypeError, "a type is wanted");
         return NULL;
     }
-    PyObject **grown = realloc(owners, (owners_count + (size_t)most + 1) * sizeof(PyObject *));
-    if (grown == NULL) {
-        return PyErr_NoMemory();
-    }
-    owners = grown;
-    Drawn drawn = {type, owners + owners_count, (size_t)most, 0, 0x9E3779B97F4A7C15ull};
-    for_each_container(meet_instance, &drawn);
-    size_t first = owners_count, count_found = drawn.seen < drawn.room ? drawn.seen : drawn.room;
-    owners_count += count_found;
+    Entries found;
+    memset(&found, 0, sizeof(found));
+    found.type = (PyTypeObject *)type;
+    for_each_container(meet_other, &found);
     PyObject *result = PyList_New(0);
-    for (size_t i = 0; result != NULL && i < count_found; i++) {
-        PyObject *number = PyLong_FromSize_t(first + i);
-        if (number == NULL || PyList_Append(result, number) < 0) {
+    for (int i = 0; result != NULL && i < found.count; i++) {
+        if (add_owner(found.found[i], result) < 0) {
             Py_CLEAR(result);
         }
-        Py_XDECREF(number);
     }
     return result;
 }
@@ -1279,7 +1433,8 @@ static PyMethodDef methods[] = {
     {"owner", owner, METH_O, owner_doc},
     {"paths", paths, METH_VARARGS, paths_doc},
     {"thread_roots", list_thread_roots, METH_NOARGS, thread_roots_doc},
-    {"instances", instances, METH_VARARGS, instances_doc},
+    {"instances", instances, METH_O, instances_doc},
+    {"entries", entries, METH_O, entries_doc},
     {NULL, NULL, 0, NULL},
 };
 

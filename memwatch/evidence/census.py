@@ -20,11 +20,15 @@ PIPE = 3
 """Where `_heap.fork_quietly` puts the way back."""
 PATHS_WANTED = 240
 """Paths looked for; their number is that of a sample, and 240 tell a share to within 3 % (one sigma)."""
-INSTANCES_EACH = 12
 TYPES_SEARCHED = 6
-"""Where no sampled blocks tell what survives: instances of the types that grew most."""
+"""Types whose instances are followed where sampled blocks do not tell what survives: those that grew most."""
+UNSEEN_SHARE = 0.3
+"""Growth of a type that no sampled block shows is followed from this part of all growth."""
 TYPES_TOLD = 4000
-DEEP_INSTANCES = 5
+CHAIN = 8
+"""So many holders of one type, one behind the other, are a chain."""
+FOUND, CYCLE, FROM_C, CUT = range(4)
+"""How a search for holders ended, as `_heap.paths` says it."""
 
 Counts = Mapping[str, tuple[int, int]]
 """Type name to (count, bytes)."""
@@ -79,7 +83,7 @@ def _tell(what: Mapping[str, Any]) -> None:
 def _find_out(task: Task) -> None:
     began_s = time.perf_counter()
     heap = _heap()
-    blocks = list(task.blocks()) if task.want_paths else []
+    blocks = list(task.blocks()) if task.want_paths and not task.kinds else []
     addresses = array.array("Q", (block.address for block in blocks))
     found, whole = heap.census(addresses.tobytes())
     counts = _by_name(found)
@@ -90,24 +94,20 @@ def _find_out(task: Task) -> None:
     targets: list[int] = []
     weights: list[tuple[float, int]] = []
     lost: dict[int, float] = {}
+    seen: dict[type, float] = {}
     for number, block in enumerate(blocks):
-        if heap.owner(number) is None:
+        owner = heap.owner(number)
+        if owner is None:
             lost[block.stack] = lost.get(block.stack, 0.0) + block.weight_bytes
         elif len(targets) < PATHS_WANTED:
             targets.append(number)
             weights.append((block.weight_bytes, block.stack))
-    if task.kinds:
-        targets, weights = [], []
-        for kind in _derived(found, task.kinds):
-            chosen = heap.instances(kind, PATHS_WANTED)
-            targets += chosen
-            weights += [(found[kind][0] / max(1, len(chosen)), 0)] * len(chosen)
-    elif len(targets) < INSTANCES_EACH and task.before is not None:
-        for kind in _grown(found, counts, task.before):
-            chosen = heap.instances(kind, INSTANCES_EACH)
-            targets += chosen
-            each = growth(names.type_name(kind), counts, task.before)[1] / max(1, len(chosen))
-            weights += [(max(each, 0.0), 0)] * len(chosen)
+            seen[type(owner)] = seen.get(type(owner), 0.0) + block.weight_bytes
+        del owner
+    for kind, weight in _unseen(found, counts, task, seen).items():
+        drawn = heap.instances(kind)
+        targets += drawn
+        weights += [(weight / max(1, len(drawn)), 0)] * len(drawn)
     _tell({"what": "lost", "stacks": {str(stack): weight for stack, weight in lost.items()}, "looked_at": len(blocks)})
     if targets:
         _paths(heap, targets, weights)
@@ -143,30 +143,68 @@ def _derived(found: Iterable[type], wanted: Sequence[str]) -> list[type]:
     return [kind for kind in found if any(names.type_name(base) in wanted for base in mro(kind))]
 
 
-def _grown(found: Iterable[type], counts: Counts, before: Counts) -> list[type]:
-    """The types whose bytes grew most, one class for each name."""
+def _unseen(found: Mapping[type, tuple[int, int]], counts: Counts, task: Task, seen: Mapping[type, float]) -> dict[type, float]:
+    """Types that grew and that no sampled block has shown: resources, and what other allocators than Python's hold (arrays)."""
+    if task.kinds:
+        return {kind: float(found[kind][0]) for kind in _derived(found, task.kinds)}
+    if task.before is None:
+        return {}
     by_name = {names.type_name(kind): kind for kind in found}
-    grown = [(growth(name, counts, before)[1], name) for name in by_name if name in counts]
-    return [by_name[name] for size, name in sorted(grown, reverse=True)[:TYPES_SEARCHED] if size > 0]
+    grown = [(growth(name, counts, task.before)[1], name) for name in by_name if name in counts]
+    largest = [(size, by_name[name]) for size, name in sorted(grown, reverse=True)[:TYPES_SEARCHED] if size > 0]
+    total = sum(size for size, _ in largest)
+    missing = {kind: size - seen.get(kind, 0.0) for size, kind in largest}
+    return {kind: float(size) for kind, size in missing.items() if size > UNSEEN_SHARE * total}
 
 
 def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]]) -> None:
     roots, ours = holders.roots()
     texts = [(root.text, None) for root in roots] + holders.thread_root_texts(heap.thread_roots())
+    things = [root.thing for root in roots]
+    penalties = [root.penalty for root in roots]
     # Only a module's globals are themselves a root; what a frame, a thread or a C part refers to is the first step.
     given = len(roots)
-    rows = heap.paths(targets, [root.thing for root in roots], [root.penalty for root in roots], [*ours, *map(id, (roots, texts))])
-    for (status, root, things), (weight, stack) in zip(rows, weights, strict=True):
-        if not things:
+
+    def found(numbers: list[int]) -> list[tuple[int, int, list[object]]]:
+        return list(heap.paths(numbers, things, penalties, [*ours, *map(id, (roots, texts, things))]))
+
+    def in_words(root: int, way: list[object], after: tuple[str, ...] = ()) -> holders.Holding:
+        text, variable = texts[root]
+        return holders.in_words(text, variable, way, at_root=root < given, after=after)
+
+    told: list[dict[str, Any]] = []
+    cut: list[tuple[dict[str, Any], type]] = []
+    rows = found(targets)
+    for (status, root, way), (weight, stack) in zip(rows, weights, strict=True):
+        if not way:
             continue
-        kind = names.type_name(type(things[-1]))
-        told: dict[str, Any] = {"what": "path", "status": status, "weight": weight, "stack": stack, "type": kind}
-        if status == 0 and root >= 0:
-            text, variable = texts[root]
-            holding = holders.in_words(text, variable, things, at_root=root < given)
-            told |= {"place": holding.place, "trail": holding.trail}
-            if holding.bound is not None:
-                told["bound"] = [holding.bound.text, holding.bound.holds, holding.bound.most]
-        elif status == 2:
-            told["trail"] = [names.type_name(type(thing)) for thing in things[:6]]
-        _tell(told)
+        line: dict[str, Any] = {"what": "path", "status": status, "weight": weight, "stack": stack}
+        line["type"] = names.type_name(type(way[-1]))
+        told.append(line)
+        if status == FOUND:
+            line |= _said(in_words(root, way))
+        elif status == FROM_C:
+            line["trail"] = [names.type_name(type(thing)) for thing in way[:6]]
+        elif status == CUT and sum(type(thing) is type(way[0]) for thing in way) >= CHAIN:
+            cut.append((line, type(way[0])))  # as far as the search came: a long chain of one type
+        way.clear()  # our own lists are holders, too
+    rows.clear()
+    begins: dict[type, tuple[int, list[object]] | None] = {}
+    for line, link in cut:
+        if link not in begins:
+            entries = heap.entries(link)
+            ways = [(root, way) for status, root, way in (found(entries) if entries else []) if status == FOUND]
+            begins[link] = min(ways, key=lambda row: len(row[1]), default=None)
+        begin = begins[link]
+        if begin is not None:
+            chain = f"{names.type_name(link)} (a chain of them)"
+            line |= {"status": FOUND} | _said(in_words(*begin, after=(chain, line["type"])))
+    for line in told:
+        _tell(line)
+
+
+def _said(holding: holders.Holding) -> dict[str, Any]:
+    said: dict[str, Any] = {"place": holding.place, "trail": holding.trail}
+    if holding.bound is not None:
+        said["bound"] = [holding.bound.text, holding.bound.holds, holding.bound.most]
+    return said

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from memwatch.evidence import census
+from memwatch.evidence import census, names
 
 DEADLINE_S = 30.0
 """A child that has not ended by then is killed; what it has told until then counts."""
@@ -81,7 +81,7 @@ class Child:
         enabled = gc.isenabled()
         _imp.acquire_lock()  # no other thread may fork while the handlers of os.register_at_fork are put aside
         try:
-            self.pid = int(heap.fork_quietly(write, deadline_s))
+            self.pid = int(heap.fork_quietly(write, deadline_s, names.OURSELVES))
             if self.pid == 0:
                 census.run(task)
         except BaseException:

@@ -74,7 +74,7 @@ def thread_root_texts(rows: Sequence[tuple[types.CodeType | None, int, int, int]
     threads = _thread_names()
     texts: list[tuple[str, str | None]] = []
     for code, line, variable, ident in rows:
-        thread = threads.get(ident, str(ident))
+        thread = threads.get(ident, "?")
         of_thread = "" if thread == "MainThread" else f" of thread {thread}"
         if code is None:
             texts.append((f"{VARIABLES.get(variable, 'state')} of thread {thread}", None))
@@ -101,7 +101,7 @@ def _thread_names() -> dict[int, str]:
     return found
 
 
-def in_words(root: str, variable: str | None, things: Sequence[object], *, at_root: bool) -> Holding:
+def in_words(root: str, variable: str | None, things: Sequence[object], *, at_root: bool, after: tuple[str, ...] = ()) -> Holding:
     """Tell one path.
 
     Args:
@@ -109,6 +109,7 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
         variable: the local variable that refers to the first thing, where the root is a frame.
         things: from the root to the growing object.
         at_root: the first thing is the root itself (a module's globals), not something it refers to.
+        after: what follows the last of *things*, in words.
     """
     texts: list[str] = [root]
     sizes: list[int] = [0]
@@ -119,8 +120,8 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
     for position, thing in enumerate(things):
         if position > 0:
             edge = _edge(previous, thing, owner)
-        last = position == len(things) - 1
-        after = None if last else things[position + 1]
+        last = position == len(things) - 1 and not after
+        following = things[position + 1] if position + 1 < len(things) else None
         previous, before = thing, previous
         if position == 0 and at_root:
             owner = None
@@ -129,21 +130,21 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
             owner = before  # an instance's or a class's own dictionary: its attributes are the owner's
             continue
         owner = None
-        if type(thing) is types.CellType and not last:
+        if not last and (type(thing) is types.CellType or type(thing).__name__ in _INNER):
             continue
-        # The end is what grows: its type, as the other evidence calls it.
-        texts.append(names.type_name(type(thing)) if last else _named(edge, thing))
-        sizes.append(names.length(thing) or 0)
-        bound = bound or bound_of(thing, after)
+        entries = names.length(thing) or 0
+        sizes.append(entries)
+        # The end is what grows: its type, as the other evidence calls it; or the container itself, by a larger table.
+        texts.append(_named(edge, thing) if not last or entries >= ACCUMULATES_FROM else names.type_name(type(thing)))
+        bound = bound or bound_of(thing, following)
     place = _accumulation(sizes)
-    return Holding(" → ".join(_folded(texts[: place + 1])), tuple(_folded(texts[place + 1 :])), bound)
+    return Holding(" → ".join(_folded(texts[: place + 1])), tuple(_folded([*texts[place + 1 :], *after])), bound)
 
 
 def _accumulation(sizes: Sequence[int]) -> int:
     """Where growth accumulates: the largest container, the nearest to the root among equals; else what the root refers to."""
-    inner = sizes[:-1] if len(sizes) > 2 else sizes
-    largest = max(inner)
-    return inner.index(largest) if largest >= ACCUMULATES_FROM else min(1, len(sizes) - 1)
+    largest = max(sizes)
+    return sizes.index(largest) if largest >= ACCUMULATES_FROM else min(1, len(sizes) - 1)
 
 
 def _folded(texts: Sequence[str]) -> list[str]:
@@ -236,6 +237,8 @@ def _maxlen(thing: object) -> int | None:
     return None
 
 
+_INNER = ("hamt", "hamt_bitmap_node", "hamt_array_node", "hamt_collision_node")
+"""Parts of a `contextvars.Context`."""
 _BOUNDED = (
     # (attribute that is the bound, attribute that is the current size, or a container to be counted)
     ("_Cache__maxsize", "_Cache__currsize"),  # cachetools

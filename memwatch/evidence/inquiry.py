@@ -255,7 +255,7 @@ class Suspicion:
             self._tracing = sites.Tracing()
             self._level = sites.take_level(self._tracing, moment.now_s, moment.readings)
         self._resources = {
-            channel: resources.look(channel) for channel in COUNTED if 0 < moment.readings.get(channel, 0.0) <= LISTED_AT_MOST
+            channel: resources.look(channel) for channel in COUNTED if moment.readings.get(channel, 0.0) <= LISTED_AT_MOST
         }
         self._resources_at = moment
         if not is_counted(moment.verdict.channel) and inquiry.may_take_census():
@@ -394,7 +394,8 @@ class Suspicion:
             counts = _counts(child)
             growth = _measured(asked_at, self._counts_at.readings, self._counts_at.now_s) if self._counts_at is not None else None
             paths = Paths(told, self._labels, _measured_since(asked_at, self._level), counted=is_counted(channel))
-            found.append(types_evidence(self._counts, counts, None if is_counted(channel) else growth, paths, child.died))
+            if not is_counted(channel):
+                found.append(types_evidence(self._counts, counts, growth, paths, child.died))
             found.append(paths.evidence(child.died))
             bounded = paths.bounded(moment)
             cycles = paths.cycles_share
@@ -520,7 +521,7 @@ class Paths:
         whole = max(self._measured or 0.0, self._total, 1e-9)
         suspects = []
         for place, (weight, trails) in sorted(places.items(), key=lambda item: -item[1][0])[:TOP]:
-            if weight < 0.01 * self._total:
+            if weight < 0.01 * whole:
                 break
             trail = max(trails, key=lambda key: trails[key])
             size, count = (None, round(weight)) if self._counted else (round(weight), None)
