@@ -120,6 +120,20 @@ def test_rows_beyond_the_limit_and_rows_that_shrank_are_counted(width: int) -> N
     assert "app.T25" in text and "app.T24" not in text
 
 
+def test_rows_that_grew_by_next_to_nothing_are_counted_unless_a_number_of_rows_was_asked_for() -> None:
+    small = replace(LATE, census=census(cases.NOW_S, sessions=1.3e6, extra=(Suspect("app.Small", 1e5, 3),)))
+    assert "app.Small" not in render_comparison(compare(EARLY, small), width=100)
+    assert "and 1 more that grew, +97.7 KiB" in render_comparison(compare(EARLY, small), width=100)
+    assert "app.Small" in render_comparison(compare(EARLY, small), width=100, limit=20)
+
+
+def test_when_the_censuses_were_taken_is_said_where_that_is_not_when_the_samples_were() -> None:
+    late = replace(LATE, census=census(cases.NOW_S - 600, sessions=1e6))
+    text = " ".join(render_comparison(compare(EARLY, late), width=100).split())
+    assert "by type (censuses of 2026-11-22 06:00:00 and 2026-11-22 07:50:00 UTC):" in text
+    assert "censuses of" not in render_comparison(compare(EARLY, LATE), width=100)
+
+
 def test_a_name_cannot_reach_the_terminal_as_control() -> None:
     odd = Moment(
         cases.process(pid=9, name="a\x1b", labels={"v\x1b": "\x1b"}, host="h\x1b"), 9.0, {"x\x1b": 3.0},

@@ -43,7 +43,7 @@ def command(targets: tuple[str, ...], labels: tuple[str, ...], limit: int | None
     if as_json:
         put_json(comparison.to_dict(limit=limit))
     else:
-        put(render_comparison(comparison, width=width(), limit=limit or ROWS))
+        put(render_comparison(comparison, width=width(), limit=limit))
     return OK
 
 

@@ -17,6 +17,8 @@ from memwatch.report.words import amount, moment, title, unit
 from memwatch.units import format_count, format_duration, format_size
 
 ROWS = 20
+WORTH_A_ROW = 0.01
+"""Part of the largest growth in a table below which a row is only counted, where nobody said how many to show."""
 INDENT = "  "
 LABEL_AT_LEAST = 30
 """Columns for a name beside its numbers; with fewer, a row takes two lines."""
@@ -204,8 +206,12 @@ def _sum(one: float | None, other: float | None) -> float | None:
 # -- as text -------------------------------------------------------------------------------------------------------------------
 
 
-def render_comparison(comparison: Comparison, *, width: int, limit: int = ROWS) -> str:
-    """Render a comparison as text of at most *width* columns, at most *limit* rows of each table; the rest is counted."""
+def render_comparison(comparison: Comparison, *, width: int, limit: int | None = None) -> str:
+    """Render a comparison as text of at most *width* columns.
+
+    Args:
+        limit: rows of each table; the rest is counted.  None is `ROWS`, and none that grew by next to nothing.
+    """
     a, b = comparison.a, comparison.b
     blocks = [
         [*_side("A", a, b, width), *_side("B", b, a, width), *_between(comparison, width)],
@@ -276,15 +282,15 @@ def _or_dash(text: str) -> str:
     return text or "–"
 
 
-def _table(comparison: Comparison, name: str, rows: Sequence[Row], width: int, limit: int) -> Iterator[str]:
+def _table(comparison: Comparison, name: str, rows: Sequence[Row], width: int, limit: int | None) -> Iterator[str]:
     yield from wrapped(f"{TITLES.get(name, shown(name))}{_when(comparison)}:", width, first=INDENT)
     grown = [row for row in rows if row.grown > (0.0, 0.0)]
-    kept = grown[:limit]
+    kept = grown[:limit] if limit is not None else [row for row in grown[:ROWS] if _size(row) >= WORTH_A_ROW * _size(grown[0])]
     if not grown:
         yield f"{INDENT * 2}nothing grew"
     yield from _listed(kept, width)
     for text, left_out in (
-        ("more that grew", grown[limit:]),
+        ("more that grew", grown[len(kept) :]),
         ("that shrank", [row for row in rows if row.grown < (0.0, 0.0)]),
     ):
         if left_out:
@@ -292,11 +298,19 @@ def _table(comparison: Comparison, name: str, rows: Sequence[Row], width: int, l
             yield from wrapped(f"and {len(left_out):,} {text}{f', {total}' if total else ''}", width, first=INDENT * 2)
 
 
+def _size(row: Row) -> float:
+    """What a row grew by: in bytes, or where they say nothing in objects."""
+    size, count = row.grown
+    return size or count
+
+
 def _when(comparison: Comparison) -> str:
     """When the censuses were taken, where that is not when the samples were."""
     sides = (comparison.a, comparison.b)
     times = [(side.census.time_s if side.census is not None else None, side.time_s) for side in sides]
-    if all(taken is not None and time_s is not None and abs(taken - time_s) < 60 for taken, time_s in times):
+    apart = abs(_apart(comparison.a.time_s, comparison.b.time_s) or 0.0)
+    near = min(60.0, apart / 20) if is_same(comparison.a.process, comparison.b.process) else 60.0
+    if all(taken is not None and time_s is not None and abs(taken - time_s) <= near for taken, time_s in times):
         return ""
     return f" (censuses of {' and '.join(moment(taken) for taken, _ in times)} UTC)"
 
