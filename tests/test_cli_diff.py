@@ -22,7 +22,10 @@ MIB = 2**20
 
 
 def diff(*words: object, width: int = 100) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"} | {"COLUMNS": str(width)}
+    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"} | {
+        "COLUMNS": str(width),
+        "TZ": "Asia/Tokyo",
+    }
     return subprocess.run(
         [*MEMWATCH, "diff", *map(str, words)], capture_output=True, text=True, timeout=60, check=False, env=environment
     )

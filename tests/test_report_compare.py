@@ -43,8 +43,9 @@ LATE = Moment(
 )
 NEXT_RELEASE = replace(
     LATE,
+    time_s=cases.NOW_S + HOUR,
     process=cases.process(pid=99, labels={"version": "1.5.0"}),
-    census=census(cases.NOW_S, sessions=2e6, line=52),
+    census=census(cases.NOW_S + HOUR, sessions=2e6, line=52),
 )
 
 
