@@ -473,6 +473,17 @@ class Report:
 
     censuses: tuple[Census, ...] = ()
     """The newest few, oldest first; not part of the JSON report (the record has all of them)."""
+    evidence_taken: float | None = None
+    """Unix time at which `evidence` was taken; None where that is not known."""
+
+    @property
+    def is_evidence_earlier(self) -> bool:
+        """Whether the evidence is of growth that was over before this growth began: the verdict has been `stable` since."""
+        taken = self.evidence_taken
+        return taken is not None and any(
+            event.what == "verdict" and event.details.get("state") in ("stable", "warming-up") and event.time_s > taken
+            for event in self.events
+        )
 
     @property
     def explained(self) -> float | None:
@@ -493,6 +504,8 @@ class Report:
     @property
     def identity(self) -> str:
         """The most stable name of what leaks: where it accumulates, else who allocates it, else what it is, else the channel."""
+        if self.is_evidence_earlier:
+            return self.verdict.channel
         order = (("resources",) if self.verdict.kind in _RESOURCE_KINDS else ()) + _IDENTIFYING
         found = [_named(item) for name in order for item in self.evidence if item.collector == name]
         # What holds next to nothing of the growth is there by chance; it names the leak only where nothing else does.
@@ -510,6 +523,7 @@ class Report:
             "samples": self.statistics.samples,
             "uptime_s": self.statistics.uptime_s,
             "explained": self.explained,
+            "evidence_taken": iso(self.evidence_taken),
             "evidence": [item.to_dict() for item in self.evidence],
             "caches": [dict(item) for item in self.caches],
             "events": [event.to_dict() for event in self.events],
@@ -528,6 +542,7 @@ class Report:
             evidence=tuple(Evidence.from_dict(item) for item in _items(source, "evidence")),
             caches=tuple(_checked("caches", "Mapping[str, Any]", item) for item in _items(source, "caches")),
             events=tuple(Event.from_dict(item) for item in _items(source, "events")),
+            evidence_taken=unix(source.get("evidence_taken")),
         )
 
     def render(self, format: str = "text") -> str:

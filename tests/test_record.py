@@ -156,6 +156,7 @@ def test_evidence_and_a_census_of_a_tick_are_written_with_it(writer: RecordWrite
         assert record.all_evidence() == ((START + 10, evidence_of(1)), (START + 20, evidence_of(2)))
         assert record.censuses() == (census,)
         assert record.report().censuses == (census,)
+        assert (record.report().evidence, record.report().evidence_taken) == (evidence_of(2), START + 20)
 
 
 def test_a_tick_whose_census_cannot_be_written_is_not_written_at_all(writer: RecordWriter) -> None:

@@ -8,7 +8,7 @@ import pytest
 import report_cases as cases
 
 from memwatch import report as reports
-from memwatch.model import Evidence, Report, Suspect, Verdict
+from memwatch.model import Event, Evidence, Report, Suspect, Verdict
 from memwatch.report.causes import CAUSES, known_causes
 from memwatch.report.layout import cells
 from memwatch.report.proof import BRIEF_LINES, proof, shown_rows
@@ -86,6 +86,18 @@ def test_evidence_of_growth_that_is_over_is_not_told_as_growth_that_goes_on() ->
     stable = with_evidence(Evidence("types", (SESSIONS,), 0.9), state="stable")
     stable = replace(stable, verdict=Verdict("rss", "stable"))
     assert "90 % of the earlier growth explained" in reports.render(stable)
+
+
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_evidence_from_before_the_process_was_well_again_is_said_to_be_of_earlier_growth(format: str) -> None:
+    leak = types("requests.sessions.Session")
+    well_again = Event(cases.NOW_S - 50, "verdict", {"state": "stable"})
+    old = replace(leak, evidence_taken=cases.NOW_S - 100, events=(well_again,))
+    new = replace(leak, evidence_taken=cases.NOW_S - 10, events=(well_again,))
+    said = "this growth has not been looked at yet; of earlier growth, at 2026-11-22 07:58:20 UTC"
+    assert said in reports.render(old, format, width=120) and "80 % of the growth explained" in reports.render(new, format)
+    assert known_causes(old) == () and known_causes(new) != ()
+    assert old.fingerprint == replace(old, evidence=()).fingerprint != new.fingerprint
 
 
 def test_the_brief_is_the_headline_and_the_proof_in_about_ten_lines() -> None:

@@ -167,9 +167,12 @@ class Record:
 
     def evidence(self) -> tuple[Evidence, ...]:
         """The newest evidence taken."""
+        return self._newest_evidence().evidence
+
+    def _newest_evidence(self) -> Census:
         with self._guarded():
-            row = self._connection.execute("SELECT body FROM evidence ORDER BY rowid DESC LIMIT 1").fetchone()
-            return () if row is None else tuple(Evidence.from_dict(item) for item in json.loads(row[0]))
+            row = self._connection.execute("SELECT rowid, time_s, body FROM evidence ORDER BY rowid DESC LIMIT 1").fetchone()
+            return Census(0.0) if row is None else _census(row)
 
     def all_evidence(self) -> tuple[tuple[float, tuple[Evidence, ...]], ...]:
         """Every evidence that is kept, with its Unix time, oldest first."""
@@ -227,11 +230,13 @@ class Record:
                 "uptime_s": 0.0,
             }
             report = Report.from_dict(latest | {"process": process.to_dict()})
+        found = self._newest_evidence()
         return replace(
             report,
             process=process,
             events=self.events(),
-            evidence=self.evidence(),
+            evidence=found.evidence,
+            evidence_taken=found.time_s if found.evidence else None,
             history=self.history() if history else (),
             censuses=self.censuses(newest=CENSUSES_SHOWN) if history else (),
         )

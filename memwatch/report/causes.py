@@ -32,7 +32,7 @@ class Cause:
 
 def known_causes(report: Report) -> tuple[Cause, ...]:
     """The known causes that the evidence of *report* names, in the order of the table; none for what does not grow."""
-    if report.verdict.state not in ("growing", "leaking", "recovering"):
+    if report.verdict.state not in ("growing", "leaking", "recovering") or report.is_evidence_earlier:
         return ()
     return tuple(cause for cause in CAUSES if cause.matches(report))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from memwatch.model import EXPLAINING, Evidence, Report, Suspect
 from memwatch.report.causes import known_causes
 from memwatch.report.layout import cells, glued, padded, shown, wrapped
-from memwatch.report.words import RESOURCE_KINDS, headline, is_lookalike, not_the_cause, share_of
+from memwatch.report.words import RESOURCE_KINDS, headline, is_lookalike, moment, not_the_cause, share_of
 from memwatch.units import format_count, format_size
 
 ROWS = 3
@@ -25,6 +25,8 @@ NEARLY = 0.7
 BRIEF_LINES = 10
 BRIEF_WIDTH = 120
 INDENT = "  "
+
+MOVING = ("growing", "leaking", "recovering")
 
 _ORDER = ("types", "sites", "holders", "resources", "native")
 _STEP = re.compile(r"(?P<name>.*?)(?: \((?P<kind>[^×(),]+)(?:,[^()]*)?\))?(?: \(× \d+\))?", re.DOTALL)
@@ -116,7 +118,9 @@ def counted(collector: str, suspect: Suspect) -> str:
 
 def gap(report: Report) -> str:
     """How much of the growth is explained, as the title of the proof."""
-    moving = report.verdict.state in ("leaking", "growing", "recovering") or is_lookalike(report.verdict)
+    if report.verdict.state in MOVING and report.is_evidence_earlier:
+        return f"this growth has not been looked at yet; of earlier growth, at {moment(report.evidence_taken)} UTC"
+    moving = report.verdict.state in MOVING or is_lookalike(report.verdict)
     if report.explained is None:
         return "where it grew" if moving else "where it grew earlier"
     return f"{share_of(report.explained)} of the {'' if moving else 'earlier '}growth explained"
