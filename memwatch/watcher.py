@@ -32,7 +32,7 @@ from memwatch.record import RecordError, read_report
 from memwatch.relief import Relief, Situation, collect_is_cheap
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
-from memwatch.vitals import Vitals, collect_garbage, trim
+from memwatch.vitals import Vitals, collect_garbage, read_pools_with, trim
 from memwatch.whoami import describe_process
 
 log = logging.getLogger("memwatch")
@@ -200,6 +200,8 @@ class Watcher:
             self._due_s = self.clock.monotonic()
             forks.watch(self)  # before the first tick: the program may fork at once
             self._inquiry.begin()
+            if self._inquiry.sampling is not None:
+                read_pools_with(self._inquiry.sampling.module.pymalloc_statistics)
             self._begin()
         return self
 

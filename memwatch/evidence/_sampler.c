@@ -95,6 +95,7 @@
 #define NATIVE_EVERY_S 1e-3
 #define NATIVE_DUTY 0.01 /* reading malloc's statistics walks its free chunks: at most this share of the time */
 #define NATIVE_KEPT 4096.0 /* a stack without live samples survives compaction if at least so many native bytes are charged to it */
+#define ORPHAN_LOOKS 8
 #define TRAP (INT64_MIN / 2) /* a countdown that sends the next allocation of any size into the slow path */
 
 enum { RAW, MEM, OBJ, DOMAINS };
@@ -117,6 +118,9 @@ struct local {
     uint8_t probing;
     uint8_t reached; /* bit per domain whose hook a probe has reached */
     uint8_t busy; /* this thread holds the lock */
+    uint8_t orphan_looks; /* allocations still to be looked at for the stack of `orphan` */
+    void *orphan; /* a sampled block that was asked for where no Python frame stood */
+    int64_t small_kept; /* `small`, while it is a trap */
 };
 THREAD_LOCAL struct local here;
 
@@ -941,6 +945,61 @@ track(void *address, size_t size, double mean)
     errno = kept_errno;
 }
 
+/* A greenlet begins without a frame, and the interpreter then asks for its stack of frames: the block has no Python stack, though it is
+   a Python function's doing.  So the deepest stack of the next few allocations of the thread, from the same turn of the program, stands
+   for it: an approximation, and the better answer. */
+static void
+adopt_later(void *block)
+{
+    lock();
+    bool orphan = false;
+    if (active && slots != NULL) {
+        uint32_t at = slot_of((uintptr_t)block, slot_count);
+        while (slots[at].address != 0 && slots[at].address != (uintptr_t)block) {
+            at = (at + 1) & (slot_count - 1);
+        }
+        orphan = slots[at].address != 0 && slots[at].stack == STACK_NONE;
+    }
+    unlock();
+    if (orphan) {
+        if (here.orphan_looks == 0) {
+            here.small_kept = here.small;
+            here.small = TRAP;
+        }
+        here.orphan = block;
+        here.orphan_looks = ORPHAN_LOOKS;
+    }
+}
+
+/* The countdown of an allocation of n bytes ran into the trap of `adopt_later`. */
+static NOINLINE void
+adopt(size_t n)
+{
+    int kept_errno = errno;
+    here.small = here.small_kept - (int64_t)n;
+    here.orphan_looks--;
+    if (!here.busy) {
+        lock();
+        if (active && slots != NULL) {
+            uint32_t at = slot_of((uintptr_t)here.orphan, slot_count);
+            while (slots[at].address != 0 && slots[at].address != (uintptr_t)here.orphan) {
+                at = (at + 1) & (slot_count - 1);
+            }
+            if (slots[at].address == 0) {
+                here.orphan_looks = 0; /* freed meanwhile */
+            }
+            else {
+                uint32_t stack = walk_stack(book);
+                if (stack != STACK_OTHER && book->stacks[stack].depth > book->stacks[slots[at].stack].depth) {
+                    slots[at].stack = stack;
+                }
+            }
+        }
+        unlock();
+    }
+    errno = kept_errno;
+}
+
 static NOINLINE bool
 untrack(void *address, struct slot *slot)
 {
@@ -1025,6 +1084,22 @@ small_slow(int domain, const PyMemAllocatorEx *old, int kind, void *block, size_
     }
     size_t n = kind == CALLOC ? count * size : size;
     double mean;
+    if (UNLIKELY(here.orphan_looks)) {
+        adopt(n);
+        bool fell = here.small < 0;
+        if (here.orphan_looks) {
+            here.small_kept = here.small;
+            here.small = TRAP;
+        }
+        if (!fell) {
+            return ask(old, kind, block, count, size);
+        }
+        if (here.orphan_looks) { /* a point falls into this very block: void, as if it had not been thrown */
+            here.small_mean = read_mean();
+            here.small_kept = gap(here.small_mean);
+            return ask(old, kind, block, count, size);
+        }
+    }
     /* A point in a block above the limit is void: the block is RAW's to count. */
     if (!point_fell(&here.small, &here.small_mean, n, &mean) || n > small_limit || here.asking || here.busy || !load(active)) {
         here.small_realloc = kind == REALLOC && n <= small_limit;
@@ -1154,6 +1229,9 @@ arena_alloc(void *Py_UNUSED(ctx), size_t size)
         double mean;
         if (point_fell(&here.large, &here.large_mean, size, &mean)) {
             track(block, size, mean);
+            if (mode == MODE_PYMALLOC) {
+                adopt_later(block);
+            }
         }
     }
     return block;
@@ -1910,6 +1988,49 @@ sampler_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 /* Through void (*)(void): the cast of a function that takes keywords, without a warning. */
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
+/* What pymalloc prints about itself, and the number of blocks at the same moment.  It prints nothing where its functions are not the
+   outermost, so for as long as it prints (nobody else has the GIL) ours are taken off. */
+static PyObject *
+sampler_pymalloc_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(argument))
+{
+    int (*print)(FILE *) = NULL;
+    void *symbol = dlsym(RTLD_DEFAULT, "_PyObject_DebugMallocStats");
+    PyObject *count = PySys_GetObject("getallocatedblocks"); /* borrowed */
+    if (symbol == NULL || count == NULL) {
+        Py_RETURN_NONE;
+    }
+    memcpy(&print, &symbol, sizeof(print));
+    PyObject *blocks = PyObject_CallNoArgs(count);
+    if (blocks == NULL) {
+        return NULL;
+    }
+    char *text = NULL;
+    size_t length = 0;
+    FILE *stream = open_memstream(&text, &length);
+    if (stream == NULL) {
+        Py_DECREF(blocks);
+        Py_RETURN_NONE;
+    }
+    PyMemAllocatorEx top;
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &top);
+    bool ours = top.malloc == obj_malloc || top.malloc == obj_small_malloc;
+    if (ours) {
+        PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &before[OBJ]);
+    }
+    int printed = print(stream);
+    if (ours) {
+        PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &top);
+    }
+    fclose(stream);
+    PyObject *result = printed && text != NULL ? Py_BuildValue("Ny#", blocks, text, (Py_ssize_t)length) : NULL;
+    free(text);
+    if (result == NULL && !PyErr_Occurred()) {
+        Py_DECREF(blocks);
+        Py_RETURN_NONE;
+    }
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"start", WITH_KEYWORDS(sampler_start),
      "start(mean_bytes=65536, depth=48)\n--\n\nSample allocations, one per mean_bytes on average; RuntimeError where it cannot."},
@@ -1924,6 +2045,8 @@ static PyMethodDef methods[] = {
     {"maintain", sampler_maintain, METH_NOARGS, "maintain()\n--\n\nPut dropped hooks back and compact the tables; True if all was well."},
     {"watch_native", sampler_watch_native, METH_O, "watch_native(on, /)\n--\n\nCharge malloc's growth to the stacks that are sampled."},
     {"native", sampler_native, METH_NOARGS, "native()\n--\n\nPer stack: (key, bytes, readings) of native growth."},
+    {"pymalloc_statistics", sampler_pymalloc_statistics, METH_NOARGS,
+     "pymalloc_statistics()\n--\n\nBlocks of all Python allocators, and what pymalloc prints about itself; None if it prints nothing."},
     {"statistics", sampler_statistics, METH_NOARGS, "statistics()\n--\n\nWhat the sampler has done and what it costs."},
     {NULL, NULL, 0, NULL},
 };

@@ -72,6 +72,14 @@ def watch_native(on: bool) -> None:
 def native() -> list[tuple[int, float, int]]:
     """Native growth per stack since `start`: `(key, bytes, readings)`. It includes Python's own blocks above 512 bytes."""
 
+def pymalloc_statistics() -> tuple[int, bytes] | None:
+    """`sys.getallocatedblocks()` and the text of pymalloc's statistics at the same moment; None where pymalloc is not in use.
+
+    pymalloc prints nothing while other functions stand before its own, so whoever wants its numbers while we sample asks here.
+
+    Cost: two walks over all pools, with the GIL held (bench/tick.py).
+    """
+
 def statistics() -> dict[str, float]:
     """What has been done, and what it costs.
 

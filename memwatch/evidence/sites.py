@@ -25,6 +25,8 @@ SIGMAS = 2.0
 """A growth smaller than this many standard errors is not told."""
 FRAMES_TRACED = 8
 """Frames that tracemalloc keeps where it stands in for the sampler: each costs the program time."""
+UNTOUCHED = 1.5
+"""Where this many times more was allocated than has grown, most of it was never touched."""
 SOON = 0.3
 """A baseline may miss this part of the growth."""
 
@@ -264,6 +266,8 @@ def rank(grown: Iterable[Growth], source: SiteSource, measured: float | None) ->
         total += growth.bytes
         sites.setdefault(label, _Site()).add(growth, frames[place + 1 :])
     whole = max(measured or 0.0, max(total, 0.0), 1.0)
+    # What was never touched is not resident: sizes are told as the part of the growth that they stand for.
+    scale = measured / total if measured and total > UNTOUCHED * measured else 1.0
     ranked = sorted(sites.items(), key=lambda item: -item[1].bytes)
     suspects: list[Suspect] = []
     accounted = 0.0
@@ -271,12 +275,16 @@ def rank(grown: Iterable[Growth], source: SiteSource, measured: float | None) ->
         if found.bytes <= max(0.005 * whole, SIGMAS * math.sqrt(found.variance)) or len(suspects) == TOP:
             break
         trail = tuple(names.site(frame) for frame in found.callers if not names.is_ours(frame[0]))[:TRAIL]
-        suspects.append(Suspect(label, round(found.bytes), max(1, round(found.count)), round(found.bytes / whole, 4), trail))
+        suspects.append(
+            Suspect(label, round(found.bytes * scale), max(1, round(found.count)), round(found.bytes / whole, 4), trail)
+        )
         accounted += found.bytes
     explains = min(1.0, accounted / whole) if measured else None
     note = None
+    if scale < 1.0:
+        note = f"{total / 2**20:,.0f} MiB were allocated, of which {(measured or 0.0) / 2**20:,.0f} MiB were ever touched"
     if nowhere > 0.1 * whole:
-        note = f"{nowhere / 2**20:,.1f} MiB of the growth were allocated where no Python code ran"
+        note = f"{nowhere * scale / 2**20:,.1f} MiB of the growth were allocated where no Python code ran"
     if not suspects and total <= 0.1 * whole:
         note = "what Python's allocators gave out did not grow: the growth is not in them"
     return Evidence("sites", tuple(suspects), explains, note), labels

@@ -6,7 +6,7 @@ source each; `pace` decides how often each is taken; `identity` tells processes 
 Law: importing this package reads nothing and loads neither psutil, ctypes nor asyncio.
 """
 
-from memwatch.vitals.heap import collect_garbage, trim
+from memwatch.vitals.heap import collect_garbage, read_pools_with, trim
 from memwatch.vitals.identity import Identity, ProcessGone, identity, is_running
 from memwatch.vitals.inside import Vitals
 from memwatch.vitals.limits import Limit, all_limits, cgroup_memory, effective_limit, oom_kills
@@ -27,5 +27,6 @@ __all__ = [
     "identity",
     "is_running",
     "oom_kills",
+    "read_pools_with",
     "trim",
 ]
