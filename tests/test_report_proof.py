@@ -32,6 +32,7 @@ def holders(*suspects: Suspect) -> Evidence:
         (("Session",), ("module app → _STORE (dict, 9 entries)", "Session")),
         (("app.Session",), ("module app → _STORE (dict, 9 entries)", "app.Session")),
         (("all (list, 9 entries)", "Session"), ("module app → _STORE (dict, 9 entries)", "all (list, 9 entries)", "Session")),
+        (("Session, 3 entries", "x (list, 9 entries)"), ("module app → _STORE (dict, 9 entries)", "Session, 3 entries")),
         (("next (Session) (× 3)",), ("module app → _STORE (dict, 9 entries)", "next (Session) (× 3)")),
         (("Session (× 7)", "dict"), ("module app → _STORE (dict, 9 entries)", "Session (× 7)")),
         # Above what it holds itself: the way up to it is what holds it.
@@ -100,11 +101,11 @@ def test_evidence_from_before_the_process_was_well_again_is_said_to_be_of_earlie
     assert old.fingerprint == replace(old, evidence=()).fingerprint != new.fingerprint
 
 
-def test_the_brief_is_the_headline_and_the_proof_in_about_ten_lines() -> None:
+def test_the_brief_is_the_headline_and_the_proof_in_a_dozen_lines() -> None:
     for name, make in cases.CASES.items():
         lines = reports.brief(make()).splitlines()
         assert lines[0] == reports.headline(make()), name
-        assert len(lines) <= BRIEF_LINES and all(cells(line) <= 120 for line in lines[1:]), name
+        assert len(lines) <= BRIEF_LINES + 3 * (name == "native") and all(cells(line) <= 120 for line in lines[1:]), name
     text = reports.brief(cases.leak())
     assert "93 % of the growth explained" in text and "held by" in text and "not the cause: native heap (stable)" in text
 
@@ -114,7 +115,13 @@ def test_a_brief_of_a_huge_proof_shows_fewer_rows_and_counts_the_rest() -> None:
         Suspect("app." + "x" * 150, 1e6, 1, 0.3, tuple(f"app/{'y' * 90}.py:{line} f" for line in range(9))) for _ in range(3)
     )
     brief = reports.brief(with_evidence(Evidence("types", long, 0.9)))
-    assert len(brief.splitlines()) <= BRIEF_LINES and "and 2 more, 60 % of the growth" in brief
+    assert len(brief.splitlines()) <= BRIEF_LINES and "more, 60 % of the growth" in brief
+
+
+def test_a_brief_of_growth_that_is_hardly_explained_says_what_else_is_known() -> None:
+    text = reports.brief(cases.native())
+    assert "native: sampled at ticks" in text and "holders: no Python object holds the growth" in text
+    assert "threads of C libraries were not looked at" not in reports.brief(cases.leak())
 
 
 def test_a_brief_without_suspects_says_why_there_are_none() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memwatch.model import EXPLAINING, Evidence, Report, Suspect
-from memwatch.report.causes import known_causes
+from memwatch.report.causes import UNSURE_BELOW, known_causes
 from memwatch.report.layout import cells, glued, padded, shown, wrapped
 from memwatch.report.words import RESOURCE_KINDS, headline, is_lookalike, moment, not_the_cause, share_of
 from memwatch.units import format_count, format_size
@@ -22,7 +22,7 @@ WORTH_A_ROW = 0.02
 """Share of the growth below which a suspect is counted but not shown here, unless it is the largest."""
 NEARLY = 0.7
 """A collector that says what grew goes before one that explains more, if it explains at least this part of what that does."""
-BRIEF_LINES = 10
+BRIEF_LINES = 12
 BRIEF_WIDTH = 120
 INDENT = "  "
 
@@ -101,9 +101,12 @@ def _held(label: str, holders: list[Suspect]) -> tuple[str, ...]:
 
 
 def _is_of(step: str, names: set[str]) -> bool:
-    """Whether a step of a path (`Session`, `cart (list, 50 entries)`) is an object of the type that has these *names*."""
+    """Whether a step of a path is an object of the type that has these *names*.
+
+    Steps are `Session`, `cart (list, 50 entries)`, `dict, 3 entries` and `next (Node) (× 3)`.
+    """
     parts = _STEP.fullmatch(step)
-    kind = (parts["kind"] or parts["name"]) if parts is not None else step
+    kind = ((parts["kind"] or parts["name"]) if parts is not None else step).partition(",")[0]
     return bool({kind, kind.rpartition(".")[2]} & names)
 
 
@@ -249,7 +252,7 @@ def numbers(suspects: tuple[Suspect, ...]) -> tuple[list[str], str]:
 
 
 def brief(report: Report, *, width: int = BRIEF_WIDTH) -> str:
-    """The verdict and the proof in some ten lines, for a log or a message.
+    """The verdict and the proof in a dozen lines at most, if they can be told in that, for a log or a message.
 
     The headline is a line of its own, of any length; the proof is at most *width* columns wide.  No newline at the end.
     """
@@ -259,11 +262,12 @@ def brief(report: Report, *, width: int = BRIEF_WIDTH) -> str:
         lines = list(proof_lines(report, width, rows=rows))
         if len(lines) < BRIEF_LINES:
             break
-    if not proof(report):
+    if not proof(report) or (report.explained or 0.0) < UNSURE_BELOW:
+        # Where little is explained, what the collectors could not see and what else they know is most of what there is to tell.
         lines += [
             line
             for item in report.evidence
             if item.note and item.collector in EXPLAINING
-            for line in wrapped(f"{shown(item.collector)}: {shown(item.note)}", width, first=INDENT)
+            for line in wrapped(f"{shown(item.collector)}: {shown(item.note)}", width, first=INDENT, rest=INDENT * 2)
         ]
     return "\n".join((first, *lines))
