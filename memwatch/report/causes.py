@@ -156,7 +156,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "telemetry instruments",
         "OpenTelemetry keeps every instrument and every set of attributes; make instruments once, and keep attribute values few",
-        "https://opentelemetry.io/docs/languages/python/instrumentation/",
+        "https://opentelemetry-python.readthedocs.io/en/stable/api/metrics.html",
         _says(r"\bopentelemetry[./]sdk[./]metrics\b", "holders", "types", "sites"),
     ),
     Cause(
