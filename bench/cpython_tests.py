@@ -2,9 +2,9 @@
 
     python bench/cpython_tests.py [--mean BYTES] [--python PATH …] [MODULE …]
 
-Prints one line per Python and module: tests run, failures with the sampler (a sample every 4 KiB), failures without, and seconds. Exits
-with 1 if anything fails only beside the sampler. About 10 minutes per Python; each needs memwatch (`pip install -e .`) and its own
-test suite.
+Prints one line per Python and module: tests run, failures with the sampler (a sample every 4 KiB), failures without, and seconds.
+Exits with 1 if anything fails only beside the sampler. About 10 minutes per Python; each needs memwatch (`pip install -e .`) and
+its own test suite.
 """
 
 from __future__ import annotations
