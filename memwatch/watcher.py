@@ -267,7 +267,13 @@ class Watcher:
         if path is not None:
             with contextlib.suppress(RecordError):
                 recorded = read_report(path)
-                report = replace(report, history=recorded.history, events=recorded.events, censuses=recorded.censuses)
+                report = replace(
+                    report,
+                    history=recorded.history,
+                    events=recorded.events,
+                    censuses=recorded.censuses,
+                    evidence_taken=recorded.evidence_taken,
+                )
         return report
 
     def add_callbacks(

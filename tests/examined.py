@@ -19,7 +19,7 @@ from typing import Any
 
 from memwatch.evidence import Conclusion, Inquiry, Moment
 from memwatch.model import Verdict
-from memwatch.vitals import Vitals
+from memwatch.vitals import Vitals, read_pools_with
 
 
 def examine(channel: str = "heap", kind: str = "python-heap", mode: str = "auto", rounds: int = 10, **options: Any) -> Conclusion:
@@ -27,6 +27,8 @@ def examine(channel: str = "heap", kind: str = "python-heap", mode: str = "auto"
     vitals = Vitals()
     inquiry = Inquiry(mode, **options)
     inquiry.begin()
+    if inquiry.sampling is not None:
+        read_pools_with(inquiry.sampling.module.pymalloc_statistics)
     app = importlib.import_module("app")
     start = vitals.read(complete=True)
 

@@ -14,6 +14,7 @@ MEMWATCH_SETTINGS = {
     "warning": ("0.5", "warning", 0.5),
     "critical": ("90%", "critical", 0.9),
     "evidence": ("off", "evidence", "off"),
+    "sample_every": ("512KiB", "sample_bytes", 512 * 1024),
     "directory": ("/somewhere", "directory", Path("/somewhere")),
     "name": ("api", "name", "api"),
     "labels": ("a=1, b=2", "labels", {"a": "1", "b": "2"}),

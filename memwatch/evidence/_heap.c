@@ -869,7 +869,7 @@ meet_container(PyObject *object, void *context)
 PyDoc_STRVAR(census_doc,
 "census(blocks)\n--\n\n"
 "Count every object.  *blocks*: native 64-bit addresses as a bytes-like object, of memory blocks whose owners are wanted.\n"
-"Returns ({type: (count, bytes)}, whole): whole is False if memory was short and atoms are missing.\n");
+"Returns ([(type, count, bytes), ...], whole): whole is False if memory was short and atoms are missing.\n");
 
 static PyObject *
 census_types(PyObject *Py_UNUSED(module), PyObject *arguments)
@@ -914,10 +914,11 @@ census_types(PyObject *Py_UNUSED(module), PyObject *arguments)
     }
     table_drop(&census.seen);
     table_drop(&census.blocks);
-    PyObject *found = PyDict_New();
+    PyObject *found = PyList_New(0); /* not a dictionary: a metaclass may have a hash of its own */
     for (size_t i = 0; found != NULL && i < types_count; i++) {
-        PyObject *row = Py_BuildValue("KK", (unsigned long long)types[i].count, (unsigned long long)types[i].bytes);
-        if (row == NULL || PyDict_SetItem(found, (PyObject *)types[i].type, row) < 0) {
+        PyObject *row = Py_BuildValue("OKK", (PyObject *)types[i].type, (unsigned long long)types[i].count,
+                                      (unsigned long long)types[i].bytes);
+        if (row == NULL || PyList_Append(found, row) < 0) {
             Py_CLEAR(found);
         }
         Py_XDECREF(row);

@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memwatch.evidence import holders, names
@@ -32,6 +32,10 @@ FOUND, CYCLE, FROM_C, CUT = range(4)
 
 Counts = Mapping[str, tuple[int, int]]
 """Type name to (count, bytes)."""
+
+
+Rows = Sequence[tuple[type, int, int]]
+"""Type, count, bytes.  Types are never keys of a dictionary here: a metaclass may have a hash of its own."""
 
 
 class Block(NamedTuple):
@@ -94,7 +98,7 @@ def _find_out(task: Task) -> None:
     targets: list[int] = []
     weights: list[tuple[float, int]] = []
     lost: dict[int, float] = {}
-    seen: dict[type, float] = {}
+    seen: dict[int, float] = {}
     for number, block in enumerate(blocks):
         owner = heap.owner(number)
         if owner is None:
@@ -102,9 +106,9 @@ def _find_out(task: Task) -> None:
         elif len(targets) < PATHS_WANTED:
             targets.append(number)
             weights.append((block.weight_bytes, block.stack))
-            seen[type(owner)] = seen.get(type(owner), 0.0) + block.weight_bytes
+            seen[id(type(owner))] = seen.get(id(type(owner)), 0.0) + block.weight_bytes
         del owner
-    for kind, weight in _unseen(found, counts, task, seen).items():
+    for kind, weight in _unseen(found, counts, task, seen):
         drawn = heap.instances(kind)
         targets += drawn
         weights += [(weight / max(1, len(drawn)), 0)] * len(drawn)
@@ -118,10 +122,10 @@ def _since(began_s: float) -> float:
     return round(time.perf_counter() - began_s, 3)
 
 
-def _by_name(found: Mapping[type, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def _by_name(found: Rows) -> dict[str, tuple[int, int]]:
     """Types of one name (classes made again and again) are one row."""
     counts: dict[str, tuple[int, int]] = {}
-    for kind, (count, size) in found.items():
+    for kind, count, size in found:
         name = names.type_name(kind)
         if name.startswith("memwatch."):
             continue
@@ -137,24 +141,23 @@ def growth(name: str, after: Counts, before: Counts) -> tuple[int, int]:
     return count - old_count, size - old_size
 
 
-def _derived(found: Iterable[type], wanted: Sequence[str]) -> list[type]:
-    """The classes that are, or derive from, one of the *wanted* names."""
-    mro = type.__dict__["__mro__"].__get__
-    return [kind for kind in found if any(names.type_name(base) in wanted for base in mro(kind))]
+def _derives(kind: type, wanted: Sequence[str]) -> bool:
+    """Whether a class is, or derives from, one of the *wanted* names."""
+    return any(names.type_name(base) in wanted for base in type.__dict__["__mro__"].__get__(kind))
 
 
-def _unseen(found: Mapping[type, tuple[int, int]], counts: Counts, task: Task, seen: Mapping[type, float]) -> dict[type, float]:
+def _unseen(found: Rows, counts: Counts, task: Task, seen: Mapping[int, float]) -> list[tuple[type, float]]:
     """Types that grew and that no sampled block has shown: resources, and what other allocators than Python's hold (arrays)."""
     if task.kinds:
-        return {kind: float(found[kind][0]) for kind in _derived(found, task.kinds)}
+        return [(kind, float(count)) for kind, count, _ in found if _derives(kind, task.kinds)]
     if task.before is None:
-        return {}
-    by_name = {names.type_name(kind): kind for kind in found}
+        return []
+    by_name = {names.type_name(kind): kind for kind, _, _ in found}
     grown = [(growth(name, counts, task.before)[1], name) for name in by_name if name in counts]
     largest = [(size, by_name[name]) for size, name in sorted(grown, reverse=True)[:TYPES_SEARCHED] if size > 0]
     total = sum(size for size, _ in largest)
-    missing = {kind: size - seen.get(kind, 0.0) for size, kind in largest}
-    return {kind: float(size) for kind, size in missing.items() if size > UNSEEN_SHARE * total}
+    missing = [(kind, size - seen.get(id(kind), 0.0)) for size, kind in largest]
+    return [(kind, size) for kind, size in missing if size > UNSEEN_SHARE * total]
 
 
 def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]]) -> None:
@@ -189,13 +192,13 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]]) 
             cut.append((line, type(way[0])))  # as far as the search came: a long chain of one type
         way.clear()  # our own lists are holders, too
     rows.clear()
-    begins: dict[type, tuple[int, list[object]] | None] = {}
+    begins: dict[int, tuple[int, list[object]] | None] = {}
     for line, link in cut:
-        if link not in begins:
+        if id(link) not in begins:
             entries = heap.entries(link)
             ways = [(root, way) for status, root, way in (found(entries) if entries else []) if status == FOUND]
-            begins[link] = min(ways, key=lambda row: len(row[1]), default=None)
-        begin = begins[link]
+            begins[id(link)] = min(ways, key=lambda row: len(row[1]), default=None)
+        begin = begins[id(link)]
         if begin is not None:
             chain = f"{names.type_name(link)} (a chain of them)"
             line |= {"status": FOUND} | _said(in_words(*begin, after=(chain, line["type"])))

@@ -115,6 +115,8 @@ class Child:
             for line in whole:
                 with contextlib.suppress(ValueError):
                     self.lines.append(json.loads(line))
+                    if self.lines[-1].get("what") == "failed":
+                        self.died = f"failed ({self.lines[-1]['error']})"
         if self._clock() > self.deadline_s:
             self.died = "did not finish in time"
             self.kill()

@@ -179,9 +179,9 @@ def _described(thing: object) -> str:
     wrapped = _cached_function(thing)
     if wrapped is not None:
         return wrapped
-    if kind in (types.FunctionType, types.MethodType, types.BuiltinFunctionType):
+    if names.is_one_of(kind, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
         return f"function {_function_name(thing)}"
-    if kind in (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType):
+    if names.is_one_of(kind, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
         return f"{kind.__name__} {_function_name(thing)}"
     if names.type_name(kind) in ("_asyncio.Task", "asyncio.tasks.Task"):
         return f"task {_task_name(thing)}"
@@ -300,7 +300,7 @@ def _edge(parent: object, child: object, owner: object) -> str | None:
             return found
     if type(parent) is types.FunctionType:
         return _of_function(parent, child)
-    if type(parent) in (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType):
+    if names.is_one_of(type(parent), (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
         return _local_of(parent, child)
     return None
 

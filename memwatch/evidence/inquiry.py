@@ -353,7 +353,8 @@ class Suspicion:
             self._grown = sites.growths(self._level.live(), after, fresh)
             measured = _measured(moment, self._level.readings, self._level.time_s)
             counted = is_counted(moment.verdict.channel)
-            self._sites, labels = sites.rank(self._grown, source, None if counted else measured)
+            resident = moment.verdict.channel == "rss"
+            self._sites, labels = sites.rank(self._grown, source, None if counted else measured, resident=resident)
             if self._inquiry.sampling is not None:
                 told = {suspect.label for suspect in self._sites.suspects}
                 wanted = {row.key: row.bytes for row in self._grown if labels.get(row.key) in told or not source.stack(row.key)}

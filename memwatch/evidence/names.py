@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
@@ -111,7 +112,12 @@ def length(thing: object) -> int | None:
 
 def isinstance_of(thing: object, kind: type) -> bool:
     """`isinstance` without `__class__` and `__instancecheck__`, which may be the program's."""
-    return kind in type.__dict__["__mro__"].__get__(type(thing))
+    return is_one_of(kind, type.__dict__["__mro__"].__get__(type(thing)))
+
+
+def is_one_of(kind: type, kinds: Iterable[type]) -> bool:
+    """`in` by identity: a metaclass may have an `__eq__` of its own."""
+    return any(kind is other for other in kinds)
 
 
 def _deque() -> Any:

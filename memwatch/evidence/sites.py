@@ -238,11 +238,14 @@ def growths(before: Mapping[int, Live], after: Mapping[int, Live], born_since: M
     return found
 
 
-def rank(grown: Iterable[Growth], source: SiteSource, measured: float | None) -> tuple[Evidence, dict[int, str]]:
+def rank(
+    grown: Iterable[Growth], source: SiteSource, measured: float | None, *, resident: bool = False
+) -> tuple[Evidence, dict[int, str]]:
     """Sites by growth, the largest first.
 
     Args:
         measured: bytes that the process grew by meanwhile.
+        resident: *measured* is resident memory, so that what was allocated and never touched is not in it.
 
     Returns:
         The evidence, and for each stack that grew the label of its site.
@@ -267,7 +270,7 @@ def rank(grown: Iterable[Growth], source: SiteSource, measured: float | None) ->
         sites.setdefault(label, _Site()).add(growth, frames[place + 1 :])
     whole = max(measured or 0.0, max(total, 0.0), 1.0)
     # What was never touched is not resident: sizes are told as the part of the growth that they stand for.
-    scale = measured / total if measured and total > UNTOUCHED * measured else 1.0
+    scale = measured / total if resident and measured and total > UNTOUCHED * measured else 1.0
     ranked = sorted(sites.items(), key=lambda item: -item[1].bytes)
     suspects: list[Suspect] = []
     accounted = 0.0
