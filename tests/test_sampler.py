@@ -7,9 +7,11 @@ probability p, the relative standard error is sqrt((1 - p) / (p n)).
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import math
 import os
+import random
 import sys
 import sysconfig
 import threading
@@ -723,3 +725,98 @@ def test_the_sampler_works_with_every_allocator_of_the_interpreter(allocator: st
         env={**os.environ, "PYTHONMALLOC": allocator},
     )
     assert done.stderr == ""
+
+
+FUNCTIONS = {
+    domain: [f"Py{domain}_{name}" for name in ("Malloc", "Calloc", "Realloc", "Free")] for domain in ("Object", "Mem", "Mem_Raw")
+}
+
+
+def allocator_functions(library: ctypes.PyDLL | ctypes.CDLL, domain: str) -> tuple[Any, Any, Any, Any]:
+    names = [name.replace("Mem_Raw_", "Mem_Raw") for name in FUNCTIONS[domain]]
+    malloc, calloc, realloc, free = (getattr(library, name) for name in names)
+    malloc.argtypes, calloc.argtypes, realloc.argtypes, free.argtypes = (
+        [ctypes.c_size_t],
+        [ctypes.c_size_t, ctypes.c_size_t],
+        [ctypes.c_void_p, ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    malloc.restype = calloc.restype = realloc.restype = ctypes.c_void_p
+    free.restype = None
+    return malloc, calloc, realloc, free
+
+
+@pytest.mark.parametrize("domain", ["Object", "Mem", "Mem_Raw"])
+def test_contents_survive_every_way_a_block_is_moved(domain: str) -> None:
+    """Sampled blocks are larger than asked for and live elsewhere; nobody may notice."""
+    malloc, calloc, realloc, free = allocator_functions(ctypes.pythonapi, domain)
+    chance = random.Random(7)
+    blocks: dict[int, tuple[int, int]] = {}  # address: size, byte
+    sampler.start(1024)
+    for _ in range(30_000):
+        way = chance.randrange(5)
+        size = chance.choice([0, 1, 8, 40, 200, 487, 488, 489, 511, 512, 513, 514, 700, 2000])
+        if way == 0 or not blocks:
+            address = malloc(size)
+        elif way == 1:
+            address = calloc(max(size // 4, 1), 4)
+            size = max(size // 4, 1) * 4
+            assert ctypes.string_at(address, size) == bytes(size)
+        elif way == 2:
+            address = realloc(None, size)
+        else:
+            old = chance.choice(list(blocks)) if len(blocks) < 20 else next(iter(blocks))
+            old_size, byte = blocks.pop(old)
+            assert ctypes.string_at(old, old_size) == bytes([byte]) * old_size
+            if way == 3:
+                free(old)
+                continue
+            address = realloc(old, size)
+            assert ctypes.string_at(address, min(size, old_size)) == bytes([byte]) * min(size, old_size)
+        assert address
+        assert address not in blocks
+        byte = chance.randrange(256)
+        ctypes.memset(address, byte, size)
+        blocks[address] = size, byte
+    taken = sampler.statistics()["samples"]
+    while blocks:
+        free(blocks.popitem()[0])
+    blocks.clear()  # whose table is memory too
+    assert taken > 500
+    assert sampler.statistics()["live"] < 250  # the interpreter keeps 2000 freed tuples
+
+
+def test_a_block_that_cannot_be_reallocated_is_still_counted() -> None:
+    malloc, _, realloc, free = allocator_functions(ctypes.pythonapi, "Mem_Raw")
+    sampler.start(1024)
+    address = malloc(200_000)
+    assert realloc(address, 2**62) is None
+    assert [size for where, size, *_ in sampler.blocks() if where == address] == [200_000]
+    smaller = realloc(address, 0)
+    assert [size for where, size, *_ in sampler.blocks() if where == address and size > 1] == []
+    free(smaller)
+
+
+def test_memory_taken_without_the_gil_has_the_stack_of_its_thread() -> None:
+    malloc, _, _, free = allocator_functions(ctypes.CDLL(None), "Mem_Raw")  # unlike pythonapi it gives up the GIL
+    sampler.start(1024)
+    address = malloc(200_000)
+    (key,) = [key for where, _, _, key, _ in sampler.blocks() if where == address]
+    stack = sampler.stack(key)
+    assert stack is not None
+    assert stack[0][1] == "test_memory_taken_without_the_gil_has_the_stack_of_its_thread"
+    free(address)
+    assert [where for where, *_ in sampler.blocks() if where == address] == []
+
+
+def test_memory_of_a_thread_without_python_has_the_empty_stack() -> None:
+    library = ctypes.CDLL(None)
+    sampler.start(1024)
+    thread, address = ctypes.c_void_p(), ctypes.c_void_p()
+    start_routine = ctypes.cast(library.PyMem_RawMalloc, ctypes.c_void_p)  # a function of one word that returns one
+    assert library.pthread_create(ctypes.byref(thread), None, start_routine, ctypes.c_void_p(300_000)) == 0
+    assert library.pthread_join(thread, ctypes.byref(address)) == 0
+    ((size, key),) = [(size, key) for where, size, _, key, _ in sampler.blocks() if where == address.value]
+    assert size == 300_000
+    assert sampler.stack(key) == ()
+    allocator_functions(ctypes.pythonapi, "Mem_Raw")[3](address)

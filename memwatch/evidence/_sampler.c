@@ -440,6 +440,7 @@ copy_string(PyObject *string, bool end, char out[STRING_MOST])
 }
 
 #define ABSENT UINT32_MAX
+#define CODE_UNIT 2 /* bytes of _Py_CODEUNIT, whose definition moves from header to header */
 
 static uint32_t
 intern_string(struct book *b, const char *bytes, size_t length)
@@ -561,7 +562,7 @@ line_of(PyCodeObject *code, int offset)
     int line = code->co_firstlineno, reached = 0;
     while (p < end) {
         int kind = (*p >> 3) & 15;
-        reached += ((*p & 7) + 1) * (int)sizeof(_Py_CODEUNIT);
+        reached += ((*p & 7) + 1) * CODE_UNIT;
         if (kind == 13 || kind == 14) { /* no columns; long form: a signed varint */
             const unsigned char *q = p + 1;
             unsigned value = 0, shift = 0;
@@ -666,7 +667,7 @@ walk_stack(struct book *b)
         }
         PyCodeObject *code = (PyCodeObject *)executable;
         Py_ssize_t offset = instruction - code->co_code_adaptive;
-        if (frame->owner != FRAME_OWNED_BY_GENERATOR && offset < code->_co_firsttraceable * (Py_ssize_t)sizeof(_Py_CODEUNIT)) {
+        if (frame->owner != FRAME_OWNED_BY_GENERATOR && offset < code->_co_firsttraceable * CODE_UNIT) {
             continue; /* incomplete: not yet begun */
         }
         uint32_t number = frame_of(b, code, (int)offset);
