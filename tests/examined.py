@@ -2,8 +2,8 @@
 
     python tests/examined.py CHANNEL KIND < program
 
-The program defines `grow()`; what it defines and imports before that is the state it leaks into.  It is the module `app` of a file of
-its own, so that evidence can name it.  Prints the conclusion as JSON.
+The program defines `grow()`; what it defines and imports before that is the state it leaks into.  It is the module `app` of a file
+of its own, so that evidence can name it.  Prints the conclusion as JSON.
 """
 
 from __future__ import annotations

@@ -268,7 +268,8 @@ def test_every_setting_survives_the_way_through_the_environment() -> None:
 
     given = {
         "interval": "70ms", "growth_limit": "7%/h", "memory_limit": "333MiB", "warning": "65%", "critical": "900MB",
-        "evidence": "off", "sample_every": "1MiB", "directory": "/somewhere", "name": "a b", "labels": {"a": "1", "b": "2"}, "cleanup_interval": "off",
+        "evidence": "off", "sample_every": "1MiB", "directory": "/somewhere", "name": "a b", "labels": {"a": "1", "b": "2"},
+        "cleanup_interval": "off",
         "record_limit": "5MiB",
     }  # fmt: skip
     assert set(given) == {setting.name for setting in config.SETTINGS}

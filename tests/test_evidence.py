@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.evidence.inquiry import FULL
+from memwatch.evidence.told import FULL
 
 HERE = Path(__file__).parent
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere: the heap is looked at in a forked child on Linux only")

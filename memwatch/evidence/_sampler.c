@@ -63,6 +63,12 @@
 #define THREAD_LOCAL static __thread
 #endif
 
+#ifdef __APPLE__
+#define MONOTONIC CLOCK_UPTIME_RAW /* mach_absolute_time(), which time.monotonic() reads */
+#else
+#define MONOTONIC CLOCK_MONOTONIC
+#endif
+
 #ifndef MAP_ANONYMOUS
 #define MAP_ANONYMOUS MAP_ANON
 #endif
@@ -94,6 +100,7 @@
 #define COMPACT_DUTY 0.01 /* where most of it is alive, compacting brings little: at most this share of the time */
 #define NATIVE_EVERY_S 1e-3
 #define NATIVE_DUTY 0.01 /* reading malloc's statistics walks its free chunks: at most this share of the time */
+#define NATIVE_LONGEST_S 5e-3 /* one reading; where it takes longer, as in a much fragmented heap, watching ends */
 #define NATIVE_KEPT 4096.0 /* a stack without live samples survives compaction if at least so many native bytes are charged to it */
 #define ORPHAN_LOOKS 8
 #define TRAP (INT64_MIN / 2) /* a countdown that sends the next allocation of any size into the slow path */
@@ -141,7 +148,7 @@ static bool arena_hooked;
 struct slot {
     uintptr_t address; /* 0: empty */
     uint64_t size;
-    double born_s; /* CLOCK_MONOTONIC */
+    double born_s; /* time.monotonic() */
     uint32_t stack;
     float mean;
 };
@@ -238,7 +245,7 @@ static double
 now_s(void)
 {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(MONOTONIC, &time);
     return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
 }
 
@@ -877,6 +884,14 @@ native_bytes(void)
     return (double)result.uordblks + (double)result.hblkhd;
 }
 
+static double
+cpu_s(void) /* of this thread: what others do meanwhile is not the reading's cost */
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
 /* What malloc has handed out since the last reading, if it is time for one. */
 static bool
 native_growth(double now, double *growth)
@@ -886,10 +901,13 @@ native_growth(double now, double *growth)
     if (now < next || __atomic_exchange_n(&native.reading, true, __ATOMIC_ACQUIRE)) {
         return false;
     }
-    double bytes = native_bytes(), after = now_s(), wait = (after - now) / NATIVE_DUTY;
+    double started = cpu_s(), bytes = native_bytes(), cost = cpu_s() - started, wait = cost / NATIVE_DUTY;
+    if (cost > NATIVE_LONGEST_S) {
+        store(native.on, false);
+    }
     *growth = bytes - native.last_bytes;
     native.last_bytes = bytes;
-    next = after + (wait > NATIVE_EVERY_S ? wait : NATIVE_EVERY_S);
+    next = now + (wait > NATIVE_EVERY_S ? wait : NATIVE_EVERY_S);
     __atomic_store(&native.next_s, &next, __ATOMIC_RELAXED);
     native.readings++;
     __atomic_store_n(&native.reading, false, __ATOMIC_RELEASE);
@@ -1353,6 +1371,7 @@ hook(int domain)
     else {
         bool full = mode == MODE_FULL;
         before[domain] = top;
+        __atomic_thread_fence(__ATOMIC_RELEASE); /* interpreters with a GIL of their own call us without this one */
         ours.malloc = domain == MEM ? (full ? mem_malloc : mem_small_malloc) : (full ? obj_malloc : obj_small_malloc);
         ours.calloc = domain == MEM ? (full ? mem_calloc : mem_small_calloc) : (full ? obj_calloc : obj_small_calloc);
         ours.realloc = domain == MEM ? (full ? mem_realloc : mem_small_realloc) : (full ? obj_realloc : obj_small_realloc);
@@ -1972,6 +1991,7 @@ sampler_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         {"stacks_dropped", (double)stacks_dropped},
         {"compactions", (double)compactions},
         {"reinstalled", (double)reinstalled},
+        {"native", native.on},
         {"native_readings", (double)native.readings},
         {"own_bytes", own_bytes()},
         {"arenas_bytes", (double)__atomic_load_n(&arenas_bytes, __ATOMIC_RELAXED)},

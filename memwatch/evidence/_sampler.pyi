@@ -66,7 +66,8 @@ def maintain() -> bool:
 def watch_native(on: bool) -> None:
     """Charge what malloc's use (glibc; elsewhere nothing) grew by between two samples to the stack of the second.
 
-    At most once per millisecond, and at most 1 % of the time.
+    At most once per millisecond, and at most 1 % of the time; it ends by itself if one reading takes more than 5 ms of CPU, as it
+    may in a much fragmented heap (`statistics()["native"]`).
     """
 
 def native() -> list[tuple[int, float, int]]:
@@ -85,6 +86,6 @@ def statistics() -> dict[str, float]:
 
     `samples` taken since start, `live`, `dropped` (no memory for the table), `thinned` (the table was full; the mean has risen),
     `stacks`, `frames`, `stacks_dropped` (counted under one common stack), `compactions`, `reinstalled`, `mean_bytes`, `depth`,
-    `own_bytes`, `arenas_bytes` (pymalloc's arenas since start, net), `native_readings`, and `mode`: 0 stopped, 1 pymalloc (with
+    `own_bytes`, `arenas_bytes` (pymalloc's arenas since start, net), `native` (1 while it is watched), `native_readings`, and `mode`: 0 stopped, 1 pymalloc (with
     `small_limit`), 2 every allocation and free hooked, 3 RAW only.
     """

@@ -1,7 +1,7 @@
 """What runs in the forked child: count every object, find who holds what grows, write it down, leave.
 
-Law: it prints nothing, runs no code of the program, drops no reference of the program's, and ends by `os._exit`.  What it finds goes to
-the pipe line by line, so that a deadline loses only what was not found yet.
+Law: it prints nothing, runs no code of the program, drops no reference of the program's, and ends by `os._exit`.  What it finds
+goes to the pipe line by line, so that a deadline loses only what was not found yet.
 """
 
 from __future__ import annotations

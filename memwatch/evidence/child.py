@@ -107,7 +107,7 @@ class Child:
                     continue
                 data = b""
             if not data:
-                self._reap(os.WNOHANG)
+                self._reap()
                 self._close()
                 return True
             self._rest += data
@@ -128,23 +128,23 @@ class Child:
         if self._read >= 0 and os.getpid() == self._owner:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
-            self._reap(0)
+            self._reap()
         self._close()
 
-    def _reap(self, options: int) -> None:
-        """Take its exit status.  The program may have done so already: whoever waits for any child gets ours too."""
-        for _ in range(200):
-            try:
-                pid, status = os.waitpid(self.pid, options)
-            except OSError:
-                return
-            if pid:
-                if os.WIFSIGNALED(status) and self.died is None:
-                    number = os.WTERMSIG(status)
-                    in_time = number in (signal.SIGALRM, signal.SIGKILL)
-                    self.died = "did not finish in time, or memory was short" if in_time else f"crashed with signal {number}"
-                return
-            time.sleep(0.001)  # its pipe is closed, so it is about to end
+    def _reap(self) -> None:
+        """Take its exit status.  Its pipe is closed or it was killed, so it is about to end.
+
+        The program may have done so already: whoever waits for any child gets ours too.
+        """
+        try:
+            # Not os.waitpid, which gevent replaces with one that waits in its loop.
+            _, status = importlib.import_module("posix").waitpid(self.pid, 0)
+        except OSError:
+            return
+        if os.WIFSIGNALED(status) and self.died is None:
+            number = os.WTERMSIG(status)
+            in_time = number in (signal.SIGALRM, signal.SIGKILL)
+            self.died = "did not finish in time, or memory was short" if in_time else f"crashed with signal {number}"
 
     def _close(self) -> None:
         if self._read >= 0:

@@ -1,6 +1,6 @@
 """What can be said where the better way is not there: without a child, without the sampler.
 
-Law: in the watched process nothing takes longer than the collector's own pauses; on a larger heap nothing is done, and that is said.
+Law: in the watched process nothing takes longer than the collector's own pauses; on a larger heap nothing is done, and it is said.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import gc
 import sys
 import types
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from memwatch.evidence import names
 from memwatch.model import Evidence, Suspect
@@ -92,3 +92,15 @@ def native_suspects(rows: Sequence[tuple[tuple[names.Frame, ...], float]], measu
         for label, (total, _, trail) in ranked
         if total > 0.01 * whole
     )
+
+
+def native_facts(before: Mapping[str, float], after: Mapping[str, float], given_back: float | None) -> str | None:
+    """What the allocators say, in one sentence: whether the Python heap is flat while malloc grows, and what a trim gave back."""
+    facts = []
+    for channel, title in (("heap", "the Python heap"), ("native", "malloc in use"), ("retained", "what allocators keep unused")):
+        old, new = before.get(channel), after.get(channel)
+        if old is not None and new is not None:
+            facts.append(f"{title} changed by {(new - old) / 2**20:+,.1f} MiB")
+    if given_back is not None:
+        facts.append(f"malloc_trim gave back {max(0.0, given_back) / 2**20:,.1f} MiB")
+    return "; ".join(facts) or None

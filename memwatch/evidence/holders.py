@@ -1,6 +1,6 @@
 """Retaining paths in words: who holds what grows.  Runs in the forked child, where looking may be slow but must not run user code.
 
-A path is `module app.sessions → _STORE (dict, 1,204,332 entries) → Session`: how each holder refers to the next, and what the next is.
+A path is `module app.sessions → _STORE (dict, 1,204,332 entries) → Session`: how each holder refers to the next, and what that is.
 Where a container on the way has far more entries than the others, growth accumulates there.
 """
 

@@ -1,6 +1,7 @@
 """Where what grows was allocated: live bytes per Python stack, from the sampler, else from tracemalloc.
 
-Law: a growth is told only with the error it has; memwatch's own allocations are left out; a program that traces itself goes on doing so.
+Law: a growth that its own error could be is not told; memwatch's own allocations are left out; a program that traces itself goes on
+doing so.
 """
 
 from __future__ import annotations
@@ -68,11 +69,14 @@ class Sampling:
     """
 
     name = "sampler"
+    _users = 0
+    """Watchers of this process that need it."""
 
     def __init__(self, mean_bytes: int) -> None:
         self.mean_bytes = mean_bytes
         self.module: Any = importlib.import_module("memwatch.evidence._sampler")
         self.module.start(mean_bytes)
+        Sampling._users += 1
 
     def live(self, born_after_s: float = -math.inf) -> dict[int, Live]:
         return {row[0]: Live(row[1], row[2], row[3]) for row in self.module.live(born_after_s)}
@@ -89,11 +93,13 @@ class Sampling:
         return list(self.module.blocks(born_after_s, limit))
 
     def stop(self) -> None:
-        self.module.stop()
+        Sampling._users -= 1
+        if Sampling._users == 0:
+            self.module.stop()
 
 
 class Tracing:
-    """tracemalloc: exact, but 2 to 12 times slower while it runs (bench/sampler.py), so it is started on suspicion and stopped after.
+    """tracemalloc: exact, but 2 to 12 times slower while it runs (bench/sampler.py): started on suspicion, stopped after.
 
     Where the program traces itself, its tracing is used and left running.
     """
@@ -198,7 +204,7 @@ class Levels:
         del self.kept[min(gaps)[1]]
 
     def at(self, time_s: float) -> Level | None:
-        """The one from about when growth began: soon after, so that nothing from before it is in the growth, else the last before."""
+        """The one from about when growth began: soon after, so that nothing from before is in the growth, else the last before."""
         if not self.kept:
             return None
         soon_s = time_s + SOON * (self.kept[-1].time_s - time_s)

@@ -118,8 +118,8 @@ _told: Callable[[], tuple[int, bytes] | None] | None = None
 
 
 def read_pools_with(told: Callable[[], tuple[int, bytes] | None] | None) -> None:
-    """Let another function tell what pymalloc prints: it prints nothing while functions of somebody else stand before its own, and only
-    who put them there can take them off for a moment.
+    """Let another function tell what pymalloc prints: it prints nothing while functions of somebody else stand before its own, and
+    only who put them there can take them off for a moment.
 
     Args:
         told: returns the blocks of all Python allocators and the text, or None if it has none either; None takes it back.

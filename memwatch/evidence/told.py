@@ -1,0 +1,201 @@
+"""What a child told, as Evidence: which types grew, who holds them, and whether a bounded container explains it.
+
+Law: pure; lines of plain data in, evidence out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from memwatch.evidence import census
+from memwatch.model import Evidence, Suspect, Verdict
+
+TOP = 8
+BOUNDED_SHARE = 0.6
+"""Growth held by one bounded container to this part is a fill."""
+FULL = 0.97
+"""A container this full does not explain growth any more."""
+ROOM = 1.5
+"""Entries may become larger: a fill may grow by this times what its entries so far predict (guess)."""
+LEVELS_TOLD = 150
+KINDS_OF = {
+    "fds": ("_io.FileIO", "_socket.socket", "_ssl._SSLSocket"),
+    "sockets": ("_socket.socket", "_ssl._SSLSocket"),
+    "threads": ("threading.Thread",),
+    "children": ("subprocess.Popen", "multiprocessing.process.BaseProcess", "asyncio.subprocess.Process"),
+    "tasks": ("_asyncio.Task", "asyncio.tasks.Task"),
+}
+"""Python's objects for each kind of resource, by the name of a class that theirs derive from."""
+
+
+class Bounded(NamedTuple):
+    """Why growth is not a leak."""
+
+    reason: str
+    room: float | None
+    """Units of the channel that it may still grow by."""
+    channel: str | None
+
+
+class Moment(NamedTuple):
+    """What the watcher knows at a tick."""
+
+    now_s: float
+    """Monotonic seconds."""
+    verdict: Verdict
+    since_s: float | None
+    """When the growth judged began, monotonic."""
+    readings: Mapping[str, float]
+    """Every channel as it was last read."""
+
+
+def is_counted(channel: str) -> bool:
+    """Whether a channel counts resources, and not bytes."""
+    return channel in KINDS_OF
+
+
+def measured(moment: Moment, before: Mapping[str, float], before_s: float) -> float:
+    """Bytes that the process grew by since an earlier moment, on the verdict's channel.
+
+    Large Python blocks live in malloc, so that for the Python heap both count.  Channels that are read rarely may not have been
+    read in between: then the verdict's rate says it.
+    """
+    channels = {"heap": ("heap", "native"), "native": ("native",)}.get(moment.verdict.channel, (moment.verdict.channel,))
+    total = 0.0
+    for channel in channels:
+        old, new = before.get(channel), moment.readings.get(channel)
+        if old is not None and new is not None:
+            total += max(0.0, new - old)
+    predicted = moment.verdict.rate * max(0.0, moment.now_s - before_s)
+    return total if total > 0.3 * predicted else predicted
+
+
+class Paths:
+    """What the child told of the way to each survivor."""
+
+    def __init__(
+        self, lines: Sequence[Mapping[str, Any]], labels: Mapping[int, str], whole: float | None, *, counted: bool
+    ) -> None:
+        self._paths = [line for line in lines if line.get("what") == "path"]
+        self._labels = labels
+        self._counted = counted
+        self._lost = sum(float(weight) for line in lines if line.get("what") == "lost" for weight in line["stacks"].values())
+        self._total = sum(float(line["weight"]) for line in self._paths) + self._lost
+        self._whole = whole
+        self.cycles_share = self._share_of(lambda line: line["status"] == 1)
+
+    def _share_of(self, wanted: Callable[[Mapping[str, Any]], bool]) -> float:
+        return sum(float(line["weight"]) for line in self._paths if wanted(line)) / self._total if self._total else 0.0
+
+    def by_type(self) -> dict[str, tuple[float, dict[str, float]]]:
+        """Type to the bytes that its survivors stand for, and to those by the site that allocated them."""
+        found: dict[str, tuple[float, dict[str, float]]] = {}
+        for line in self._paths:
+            weight, places = found.get(line["type"], (0.0, {}))
+            label = self._labels.get(int(line["stack"]))
+            if label is not None:
+                places[label] = places.get(label, 0.0) + float(line["weight"])
+            found[line["type"]] = weight + float(line["weight"]), places
+        return found
+
+    def evidence(self, died: str | None) -> Evidence:
+        """Who holds it: the places where it accumulates, the largest first."""
+        places: dict[str, tuple[float, dict[tuple[str, ...], float]]] = {}
+        for line in self._paths:
+            place, trail = self._place(line)
+            weight, trails = places.get(place, (0.0, {}))
+            trails[trail] = trails.get(trail, 0.0) + float(line["weight"])
+            places[place] = weight + float(line["weight"]), trails
+        if self._lost > 0:
+            places["nothing in Python: C code took it through Python's allocator and has not given it back"] = self._lost, {(): 1.0}
+        whole = max(self._whole or 0.0, self._total, 1e-9)
+        suspects = []
+        for place, (weight, trails) in sorted(places.items(), key=lambda item: -item[1][0])[:TOP]:
+            if weight < 0.01 * whole:
+                break
+            trail = max(trails, key=lambda key: trails[key])
+            size, count = (None, round(weight)) if self._counted else (round(weight), None)
+            suspects.append(Suspect(place, size, count, round(weight / whole, 4), trail))
+        note = f"the child that looked {died}; this is what it had told by then" if died else None
+        if not suspects and note is None:
+            note = "no survivor of the growth was found in the heap"
+        explains = min(1.0, sum(suspect.share or 0.0 for suspect in suspects)) if suspects else None
+        return Evidence("holders", tuple(suspects), explains, note)
+
+    @staticmethod
+    def _place(line: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        trail = tuple(line.get("trail") or ())
+        match line["status"]:
+            case 0:
+                return str(line["place"]), trail
+            case 1:
+                return "nothing but each other: a cycle that the collector has not reached yet", (line["type"],)
+            case 2:
+                return f"a reference held in C, to {trail[0] if trail else line['type']}", trail[1:]
+            case _:
+                return "a holder that was not found in the time there was", (line["type"],)
+
+    def bounded(self, moment: Moment) -> Bounded | None:
+        """The bounded container that holds most of the growth and is not full, if one does."""
+        bounds: dict[str, tuple[float, int, int]] = {}
+        for line in self._paths:
+            bound = line.get("bound")
+            if line["status"] == 0 and bound:
+                weight, _, _ = bounds.get(bound[0], (0.0, 0, 0))
+                bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2])
+        for name, (weight, holds, most) in bounds.items():
+            if weight >= BOUNDED_SHARE * self._total and 0 < holds < FULL * most:
+                left = (most - holds) / holds
+                room = moment.verdict.grown * left * ROOM
+                reason = f"a fill, not a leak: {name} holds {holds:,} of at most {most:,} entries"
+                counted = is_counted(moment.verdict.channel)
+                return Bounded(reason, float(most - holds) if counted else room, moment.verdict.channel if counted else None)
+        return None
+
+
+def types_evidence(
+    before: census.Counts | None, after: census.Counts | None, measured: float | None, paths: Paths, died: str | None
+) -> Evidence:
+    """Which types grew: exactly, from two censuses; else estimated, from the types of the survivors."""
+    sampled = paths.by_type()
+    suspects: list[Suspect] = []
+    if after is not None and before is not None:
+        grown = {name: census.growth(name, after, before) for name in after}
+        positive = sum(size for _, size in grown.values() if size > 0)
+        whole = max(measured or 0.0, float(positive), 1.0)
+        for name, (count, size) in sorted(grown.items(), key=lambda item: -item[1][1])[:TOP]:
+            if size <= 0.01 * whole:
+                break
+            suspects.append(Suspect(name, size, count, round(size / whole, 4), _best(sampled.get(name))))
+        note = None
+    else:
+        whole = max(sum(weight for weight, _ in sampled.values()), 1e-9)
+        for name, (weight, _) in sorted(sampled.items(), key=lambda item: -item[1][0])[:TOP]:
+            if weight > 0.01 * whole:
+                suspects.append(Suspect(name, round(weight), None, round(weight / whole, 4), _best(sampled.get(name))))
+        note = "estimated from the objects in sampled blocks: there was no earlier census to compare with" if suspects else None
+    if died:
+        note = f"the child that counted {died}"
+    explains = min(1.0, sum(suspect.share or 0.0 for suspect in suspects)) if suspects and measured else None
+    return Evidence("types", tuple(suspects), explains, note)
+
+
+def _best(sampled: tuple[float, Mapping[str, float]] | None) -> tuple[str, ...]:
+    places = {} if sampled is None else sampled[1]
+    return tuple(sorted(places, key=lambda label: -places[label])[:3])
+
+
+def counts_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]] | None:
+    """The census in what a child told; None if it did not come so far."""
+    for line in lines:
+        if line.get("what") == "types":
+            return {sys.intern(str(name)): (int(row[0]), int(row[1])) for name, row in line["types"].items()}
+    return None
+
+
+def levels_of(counts: census.Counts) -> Evidence:
+    """The largest types of a census, as a record keeps them."""
+    largest = sorted(counts.items(), key=lambda item: -item[1][1])[:LEVELS_TOLD]
+    return Evidence("types", tuple(Suspect(name, size, count) for name, (count, size) in largest))
