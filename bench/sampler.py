@@ -104,7 +104,9 @@ def request_like() -> object:
     answers = []
     for number in range(40):
         query = dict(pair.split("=") for pair in f"user={number}&page=2&sort=name&limit=20".split("&"))
-        rows = [{"id": row, "title": f"row {row} of {query['user']}", "open": row % 2 == 0} for row in range(int(query["limit"]))]
+        rows: list[dict[str, Any]] = [
+            {"id": row, "title": f"row {row} of {query['user']}", "open": row % 2 == 0} for row in range(int(query["limit"]))
+        ]
         found = sorted((row for row in rows if re.match(r"row \d+", str(row["title"]))), key=lambda row: -int(row["id"]))
         answers.append(json.dumps({"page": query["page"], "rows": found}))
     return answers
@@ -142,7 +144,7 @@ def build_empty_hook(directory: Path) -> None:
 def switch(who: str, on: bool, keep: dict[str, Any]) -> None:
     name, _, argument = who.partition(" ")
     if name == "empty":
-        import empty_hook
+        import empty_hook  # type: ignore[import-not-found]
 
         empty_hook.start(argument == "all") if on else empty_hook.stop()
     elif name == "sampler":
@@ -246,7 +248,7 @@ def cpu_time(directory: Path, rounds: int, columns: list[str]) -> None:
             return time.process_time() - begun
 
         for who in columns:
-            ratios = []
+            ratios: list[float] = []
             for _ in range(rounds if not who.startswith(("tracemalloc", "memray")) else max(3, rounds // 4)):
                 bare = cost()
                 keep: dict[str, Any] = {}

@@ -597,8 +597,8 @@ def test_native_memory_is_charged_to_the_python_line_that_takes_it(python: Any) 
         assert sampler.statistics()["native_readings"] > 20
         assert 55e6 < total < 75e6, charged
         assert charged["guilty"] > 0.6 * total, charged
-        before = sampler.statistics()["native_readings"]
         sampler.watch_native(False)
+        before = sampler.statistics()["native_readings"]
         innocent(1000)
         assert sampler.statistics()["native_readings"] == before
         """,

@@ -308,6 +308,39 @@ def test_another_interpreter_is_refused_and_its_allocations_pass(python: Any) ->
     python(SUBINTERPRETER)
 
 
+def test_interpreters_with_a_gil_of_their_own_allocate_at_the_same_time(python: Any) -> None:
+    if sys.version_info < (3, 12):
+        pytest.skip("elsewhere: interpreters have had a GIL of their own since Python 3.12")
+    python(
+        COMMON
+        + """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+sampler.start(1024)
+failures = []
+program = "for _ in range(30): kept = [bytes(300) for _ in range(500)], [{} for _ in range(200)]"
+def work():
+    try:
+        other = interpreters.create()
+        failed = interpreters.run_string(other, program)
+        assert failed is None, failed
+        interpreters.destroy(other)
+    except BaseException as error:
+        failures.append(error)
+for _ in range(8):
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    while any(thread.is_alive() for thread in threads):
+        leak(200); sampler.live(); sampler.maintain(); sampler.stop(); sampler.start(1024)
+    for thread in threads: thread.join()
+assert failures == [], failures
+""",
+        timeout=120,
+    )
+
+
 def test_it_may_run_until_the_interpreter_has_gone_with_daemon_threads_at_work(python: Any) -> None:
     for _ in range(5):
         done = python(
