@@ -117,9 +117,9 @@ class Relief:
         return events
 
 
-def collect_is_cheap(blocks: float | None) -> bool:
-    """Whether a full collection is the program's own habit, and is predicted to stay within `COLLECT_BUDGET_S`."""
-    return gc.isenabled() and blocks is not None and blocks * COLLECT_COST_S <= COLLECT_BUDGET_S
+def collect_is_cheap(blocks: float | None, budget_s: float = COLLECT_BUDGET_S) -> bool:
+    """Whether a full collection is the program's own habit, and is predicted to stay within a budget."""
+    return gc.isenabled() and blocks is not None and blocks * COLLECT_COST_S <= budget_s
 
 
 def _announce(change: LevelChange, now: Situation) -> list[Event]:

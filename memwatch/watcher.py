@@ -47,7 +47,9 @@ EVENTS_IN_MEMORY = 200
 END_WAIT_S = 1.0
 """`stop()` and the end of the interpreter wait at most this long for a tick under way, and as long for its write."""
 CYCLES_SHARE = 0.5
-"""Where this part of the growth is garbage that the collector has not reached, it is collected and seen what is left."""
+"""Where this part of the growth is garbage that the collector has not reached, it is collected and seen what is left ..."""
+COLLECT_ONCE_S = 0.1
+"""... if that is predicted to hold the GIL no longer than this, once: the program's own collector is about to do the same."""
 LOOK_AGAIN_S = 0.1
 """While a forked child looks at the heap, the thread wakes this often to read what it has found."""
 FORK_WAIT_S = 0.2
@@ -400,17 +402,17 @@ class Watcher:
         self._evidence = conclusion.evidence
         if conclusion.bounded is not None:
             self._explain(conclusion.bounded)
-            return [Event(now_s, "note", {"note": conclusion.bounded.reason})]
+            return [Event(now_s, "note", {"note": f"a fill, not a leak: {conclusion.bounded.reason}"})]
         if conclusion.cycles_share < CYCLES_SHARE:
             return []
         part = f"{conclusion.cycles_share * 100:.0f} % of the growth is garbage in cycles that the collector has not reached"
-        if not collect_is_cheap(situation.blocks):
+        if not collect_is_cheap(situation.blocks, COLLECT_ONCE_S):
             why = "gc is switched off" if not gc.isenabled() else "a collection would be a pause"
             return [Event(now_s, "note", {"note": f"{part}; it was not collected: {why}"})]
         with osthread.program_signals():
             freed = collect_garbage()
         size = units.format_size(max(0.0, freed.heap_bytes or 0.0))
-        reason = f"collectable, not leaked: {part}; a collection freed {size}"
+        reason = f"collectable: {part}; a collection freed {size}"
         if (freed.heap_bytes or 0.0) >= 0.5 * CYCLES_SHARE * self._detector_grown():
             self._explain(Bounded(reason, None, None))
         return [Event(now_s, "note", {"note": reason})]

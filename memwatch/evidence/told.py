@@ -149,7 +149,7 @@ class Paths:
             if weight >= BOUNDED_SHARE * self._total and 0 < holds < FULL * most:
                 left = (most - holds) / holds
                 room = moment.verdict.grown * left * ROOM
-                reason = f"a fill, not a leak: {name} holds {holds:,} of at most {most:,} entries"
+                reason = f"{name} holds {holds:,} of at most {most:,} entries"
                 counted = is_counted(moment.verdict.channel)
                 return Bounded(reason, float(most - holds) if counted else room, moment.verdict.channel if counted else None)
         return None
