@@ -10,7 +10,8 @@ variant runs in a virtual environment of its own, kept under --venvs, with memwa
     python -m memwatch run --interval 0.5s --directory D -- python case.py --seconds S --rate R
     python -m memwatch report D --json
 
-Right is: a leaky variant was `leaking` with a kind the case allows; a fixed variant or a look-alike never was, at any moment.
+Right is: a leaky variant was `leaking` with a kind the case allows, and one of the names that the case gives for the culprit stands in
+the first three suspects of some collector; a fixed variant or a look-alike never was, at any moment.
 Exit status 1 if any was wrong.
 """
 
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,15 @@ def environment(case: Path, variant: str, version: str, venvs: Path) -> Path:
     python = find_python(version)
     if python is None:
         raise LookupError(f"no Python {version}")
+    with _building:
+        return _environment(case, variant, python, venvs)
+
+
+_building = threading.Lock()
+"""Builds of this checkout share its folders."""
+
+
+def _environment(case: Path, variant: str, python: str, venvs: Path) -> Path:
     path = venvs / f"{case.name}-{variant}"
     stamp = path / ".requirements"
     wanted = f"{python}\n{PROJECT}\n" + (case / f"requirements-{variant}.txt").read_text()
@@ -92,7 +103,24 @@ def judge(case: Path, variant: str, report: dict[str, Any]) -> tuple[bool, str]:
     if not flagged:
         return False, "not found; " + said
     kinds = meta.get("kinds")
-    return not kinds or verdict["kind"] in kinds, said
+    if kinds and verdict["kind"] not in kinds:
+        return False, f"another kind than {', '.join(kinds)}; {said}"
+    names = meta.get("names") or []
+    found = [name for name in names if any(name in text for text in first_suspects(report))]
+    explained = report.get("explained")
+    part = "" if explained is None else f", {explained:.0%} explained"
+    if names and not found:
+        return False, f"culprit not named{part}; {said}"
+    return True, f"{verdict['kind']}{part}, names {', '.join(found)}; {verdict['reason']}"
+
+
+def first_suspects(report: dict[str, Any]) -> list[str]:
+    """The first three suspects of each collector, with their trails."""
+    return [
+        " ".join([str(suspect["label"]), *map(str, suspect["trail"])])
+        for evidence in report["evidence"]
+        for suspect in evidence["suspects"][:3]
+    ]
 
 
 def variants(only: list[str]) -> list[tuple[Path, str]]:
