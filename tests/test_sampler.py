@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -820,3 +821,32 @@ def test_memory_of_a_thread_without_python_has_the_empty_stack() -> None:
     assert size == 300_000
     assert sampler.stack(key) == ()
     allocator_functions(ctypes.pythonapi, "Mem_Raw")[3](address)
+
+
+def allocators() -> list[list[int | None]]:
+    """Of each domain: context, malloc, calloc, realloc and free."""
+    found = []
+    for domain in range(3):
+        words = (ctypes.c_void_p * 5)()
+        ctypes.pythonapi.PyMem_GetAllocator(domain, ctypes.byref(words))
+        found.append(list(words))
+    return found
+
+
+@pytest.mark.parametrize("order", ["S+ S-", *ORDERS])
+def test_when_all_have_stopped_the_interpreters_own_allocators_are_back(order: str) -> None:
+    before = allocators()
+    for step in order.split():
+        match step:
+            case "S+":
+                sampler.start()
+                assert sampler.maintain()
+            case "S-":
+                sampler.stop()
+            case "T+":
+                tracemalloc.start()
+            case "T-":
+                tracemalloc.stop()
+                sampler.maintain()
+        assert step != "S+" or allocators() != before
+    assert allocators() == before

@@ -817,6 +817,9 @@ rebuild(uint32_t count)
 static bool
 thin(void)
 {
+    if (here.seed == 0) {
+        return false; /* a thread that has thrown no point yet has no chance to draw */
+    }
     struct slot *table = map(slot_count * sizeof(struct slot));
     if (table == NULL) {
         return false;
@@ -1354,10 +1357,21 @@ publish_raw(const PyMemAllocatorEx *allocator)
 }
 
 static bool
+is_ours(int domain, const PyMemAllocatorEx *allocator)
+{
+    return domain == RAW   ? allocator->malloc == raw_malloc
+           : domain == MEM ? allocator->malloc == mem_malloc || allocator->malloc == mem_small_malloc
+                           : allocator->malloc == obj_malloc || allocator->malloc == obj_small_malloc;
+}
+
+static bool
 hook(int domain)
 {
     PyMemAllocatorEx top;
     PyMem_GetAllocator(domain_names[domain], &top);
+    if (is_ours(domain, &top)) {
+        return true; /* never onto itself */
+    }
     PyMemAllocatorEx ours = top; /* ctx stays: see `before` */
     if (domain == RAW) {
         if (!publish_raw(&top)) {
@@ -1388,17 +1402,18 @@ unhook(int domain)
 {
     PyMemAllocatorEx top;
     PyMem_GetAllocator(domain_names[domain], &top);
-    bool ours = domain == RAW   ? top.malloc == raw_malloc
-                : domain == MEM ? top.malloc == mem_malloc || top.malloc == mem_small_malloc
-                                : top.malloc == obj_malloc || top.malloc == obj_small_malloc;
-    if (ours) { /* else another tool stands on us: stay, and pass everything through */
+    if (is_ours(domain, &top)) { /* else another tool stands on us: stay, and pass everything through */
         PyMem_SetAllocator(domain_names[domain], domain == RAW ? (PyMemAllocatorEx *)&raw_before->allocator : &before[domain]);
     }
 }
 
+/* Called again while inactive: a tool that stood on us may have gone since, leaving us on top. */
 static void
 unhook_all(void)
 {
+    if (mode == MODE_NONE) {
+        return;
+    }
     unhook(OBJ);
     unhook(MEM);
     unhook(RAW);
@@ -1642,8 +1657,8 @@ sampler_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         unmap(book, sizeof(struct book));
         book = NULL;
         unlock();
-        unhook_all();
     }
+    unhook_all();
     Py_RETURN_NONE;
 }
 
@@ -1871,7 +1886,10 @@ static PyObject *
 sampler_maintain(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     bool well = true;
-    if (active && PyInterpreterState_Get() == PyInterpreterState_Main()) {
+    if (!active) {
+        unhook_all();
+    }
+    else if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
         int joined = join_chains();
         if (joined < 0) {
             PyErr_Clear(); /* nothing can be said about what lives any more */
