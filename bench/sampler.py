@@ -1,6 +1,6 @@
 """What the sampler costs and how right it is, on the running Python, beside an empty hook, tracemalloc and memray.
 
-    python bench/sampler.py [instructions] [time] [accuracy] [--quick] [--rounds N]        default: all three
+    python bench/sampler.py [instructions] [time] [accuracy] [--quick | --all] [--rounds N]      default: all three
 
 instructions: executed by the workload alone (a run of N rounds less a run without any, under valgrind's callgrind), relative to no
 hook. The empty hook passes every call through: what any hook costs at least. Exact, but for about half a percent that the layout of
@@ -8,7 +8,8 @@ the heap makes.
 time: CPU seconds of the same workloads in one process, with and without in turn (A B A B …), the median of the ratios.
 accuracy: root mean square error of live bytes per site, 20 sites of 5 MB, against the truth, with the theory's sqrt(R / L).
 
-Needs gcc (the empty hook is compiled here); instructions need valgrind; memray is left out where it is not installed.
+Needs gcc (the empty hook is compiled here); instructions need valgrind; memray is left out where it is not installed. On an idle
+machine --quick takes about 3 minutes, the default 8, --all 12.
 """
 
 from __future__ import annotations
@@ -165,8 +166,14 @@ def switch(who: str, on: bool, keep: dict[str, Any]) -> None:
             os.unlink(keep["file"])  # noqa: PTH108
 
 
-def watchers() -> list[str]:
-    found = ["empty malloc", "empty all", "sampler 64", "sampler 16", "sampler 512", "tracemalloc 1", "tracemalloc 25"]
+def watchers(every: bool) -> list[str]:
+    found = [
+        "empty malloc",
+        "sampler 64",
+        *(["empty all", "sampler 16", "sampler 512"] if every else []),
+        "tracemalloc 1",
+        "tracemalloc 25",
+    ]
     return found + (["memray"] if importlib.util.find_spec("memray") else [])
 
 
@@ -323,10 +330,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["instructions", "time", "accuracy", []], default=[])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and only the empty hook and the default mean")
+    parser.add_argument("--all", action="store_true", help="other means too, and an empty hook of free")
     parser.add_argument("--rounds", type=int, help="of each workload under callgrind, and turns of A B")
     options = parser.parse_args()
     what = options.what or ["instructions", "time", "accuracy"]
-    columns = ["empty malloc", "sampler 64"] if options.quick else watchers()
+    columns = ["empty malloc", "sampler 64"] if options.quick else watchers(options.all)
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores")
     directory = Path(tempfile.mkdtemp(prefix="sampler-bench-"))
     try:

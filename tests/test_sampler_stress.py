@@ -109,6 +109,32 @@ for thread in threads: thread.join()
     )
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere: the C library has no __register_atfork")
+def test_other_modules_fork_handlers_may_allocate(python: Any) -> None:
+    """One that was registered before ours runs while we hold our lock; this one allocates a lock for itself."""
+    done = python(
+        COMMON
+        + """
+import ctypes
+library = ctypes.CDLL(None)
+register = getattr(library, "__register_atfork", None)
+if register is None:
+    sys.exit(77)
+assert register(ctypes.cast(ctypes.pythonapi.PyThread_allocate_lock, ctypes.c_void_p), None, None, None) == 0
+sampler.start(1024)
+for _ in range(200):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+""",
+        check=False,
+    )
+    if done.returncode == 77:
+        pytest.skip("elsewhere: the C library has no __register_atfork")
+    assert done.returncode == 0, done.stderr
+
+
 def test_subprocesses_start_while_the_sampler_runs(python: Any) -> None:
     python(
         COMMON
