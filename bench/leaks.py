@@ -10,8 +10,8 @@ variant runs in a virtual environment of its own, kept under --venvs, with memwa
     python -m memwatch run --interval 0.5s --directory D -- python case.py --seconds S --rate R
     python -m memwatch report D --json
 
-Right is: a leaky variant was `leaking` with a kind the case allows, and one of the names that the case gives for the culprit stands in
-the first three suspects of some collector; a fixed variant or a look-alike never was, at any moment.
+Right is: a leaky variant was `leaking` with a kind the case allows, and one of the names that the case gives for the culprit stands
+in the first three suspects of some collector; a fixed variant or a look-alike never was, at any moment.
 Exit status 1 if any was wrong.
 """
 

@@ -354,7 +354,7 @@ def grow(): asyncio.run_coroutine_threadsafe(begin(), loop).result()
     group = first(found, "resources")
     assert group["label"].startswith("task watch (app.py), waiting in asyncio/tasks.py:")
     assert group["count"] == 300
-    assert any("app.py" in place and place.endswith("watch") for place in group["trail"])
+    assert group["trail"][0].endswith("begin"), "where the tasks were made"
     assert first(found, "holders")["label"] == "module app → KEEP (list, 300 entries)"
 
 
@@ -372,6 +372,23 @@ def grow():
     )
     assert first(found, "resources")["label"] == "thread poller-* (target app.poll_forever)"
     assert first(found, "resources")["count"] == 50
+    assert first(found, "resources")["trail"][0].endswith("grow"), "where the threads were made"
+
+
+def test_threads_of_an_executor_below_its_max_workers_are_a_fill() -> None:
+    found = examined(
+        """
+import concurrent.futures, threading
+stop = threading.Event()
+EXECUTOR = concurrent.futures.ThreadPoolExecutor(max_workers=500)
+def grow():
+    for i in range(5): EXECUTOR.submit(stop.wait)
+""",
+        "threads",
+        "threads",
+    )
+    assert found["bounded"][0] == "concurrent.futures.thread.ThreadPoolExecutor holds 50 of at most 500 entries"
+    assert found["bounded"][1:] == [450.0, "threads"]
 
 
 def test_sockets_are_grouped_by_peer_and_state_and_followed_to_their_holder() -> None:
@@ -474,3 +491,23 @@ def test_with_evidence_switched_off_nothing_is_taken(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_where_no_child_may_be_forked_the_types_of_a_small_heap_are_counted_in_the_process_and_that_is_said() -> None:
+    found = examined(
+        "from memwatch.evidence import child, inquiry\ninquiry.refusal = lambda *_: 'no child today'\n"
+        "class Session: pass\n_STORE = []\ndef grow():\n    for i in range(300): _STORE.append(Session())\n"
+    )
+    types = found["evidence"]["types"]
+    assert types["suspects"][0]["label"] == "app.Session"
+    assert types["suspects"][0]["count"] == 3000
+    assert "no child today; counted in the process itself: growth in number" in types["note"]
+    assert "_STORE" in first(found, "holders")["label"]
+
+
+def test_where_no_child_may_be_forked_a_large_heap_is_left_alone_and_that_is_said() -> None:
+    found = examined(
+        "from memwatch.evidence import child, inquiry\ninquiry.refusal = lambda *_: 'no child today'\n"
+        "class Session: pass\n_STORE = []\ndef grow():\n    for i in range(30000): _STORE.append(Session())\n"
+    )
+    assert "would be a pause" in found["evidence"]["types"]["note"]

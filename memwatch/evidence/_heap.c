@@ -107,6 +107,8 @@ is_shim(_PyInterpreterFrame *frame)
 #endif
 }
 
+static PyObject *threading_py = NULL;
+
 static void
 note_thread(PyThreadState *tstate, PyObject *ours)
 {
@@ -118,7 +120,9 @@ note_thread(PyThreadState *tstate, PyObject *ours)
 #endif
     for (int depth = 0; frame != NULL && depth < 100000; frame = frame->previous, depth++) {
         PyCodeObject *code = is_shim(frame) ? NULL : code_of(frame);
-        if (code == NULL || _PyFrame_IsIncomplete(frame) || PyUnicode_Tailmatch(code->co_filename, ours, 0, PY_SSIZE_T_MAX, -1) == 1) {
+        /* Our own frames hold nothing of the program's; those of threading.py hold their thread object, which says nothing. */
+        if (code == NULL || _PyFrame_IsIncomplete(frame) || PyUnicode_Tailmatch(code->co_filename, ours, 0, PY_SSIZE_T_MAX, -1) == 1 ||
+            (threading_py != NULL && PyUnicode_Tailmatch(code->co_filename, threading_py, 0, PY_SSIZE_T_MAX, 1) == 1)) {
             continue;
         }
         int line = PyCode_Addr2Line(code, _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT));
@@ -263,6 +267,9 @@ fork_quietly(PyObject *Py_UNUSED(module), PyObject *arguments)
     if (!(deadline_s > 0.0 && deadline_s < 1e6)) {
         PyErr_SetString(PyExc_ValueError, "deadline_s must be positive");
         return NULL;
+    }
+    if (threading_py == NULL) {
+        threading_py = PyUnicode_FromString("/threading.py");
     }
     PyInterpreterState *interp = PyInterpreterState_Get();
     if (interp != PyInterpreterState_Main()) {

@@ -87,7 +87,7 @@ def _tell(what: Mapping[str, Any]) -> None:
 def _find_out(task: Task) -> None:
     began_s = time.perf_counter()
     heap = _heap()
-    blocks = list(task.blocks()) if task.want_paths and not task.kinds else []
+    blocks = list(task.blocks()) if task.want_paths else []
     addresses = array.array("Q", (block.address for block in blocks))
     found, whole = heap.census(addresses.tobytes())
     counts = _by_name(found)
@@ -99,9 +99,13 @@ def _find_out(task: Task) -> None:
     weights: list[tuple[float, int]] = []
     lost: dict[int, float] = {}
     seen: dict[int, float] = {}
+    made: dict[int, int] = {}
     for number, block in enumerate(blocks):
         owner = heap.owner(number)
-        if owner is None:
+        if task.kinds:
+            if owner is not None and _derives(type(owner), task.kinds):
+                made[block.stack] = made.get(block.stack, 0) + 1
+        elif owner is None:
             lost[block.stack] = lost.get(block.stack, 0.0) + block.weight_bytes
         elif len(targets) < PATHS_WANTED:
             targets.append(number)
@@ -112,9 +116,11 @@ def _find_out(task: Task) -> None:
         drawn = heap.instances(kind)
         targets += drawn
         weights += [(weight / max(1, len(drawn)), 0)] * len(drawn)
+    if made:
+        _tell({"what": "made", "stacks": {str(stack): count for stack, count in made.items()}})
     _tell({"what": "lost", "stacks": {str(stack): weight for stack, weight in lost.items()}, "looked_at": len(blocks)})
     if targets:
-        _paths(heap, targets, weights)
+        _paths(heap, targets, weights, holders.registries() if task.kinds else [])
     _tell({"what": "end", "took_s": _since(began_s)})
 
 
@@ -160,8 +166,9 @@ def _unseen(found: Rows, counts: Counts, task: Task, seen: Mapping[int, float]) 
     return [(kind, size) for kind, size in missing if size > UNSEEN_SHARE * total]
 
 
-def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]]) -> None:
+def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], ignored: Sequence[int]) -> None:
     roots, ours = holders.roots()
+    ours += ignored
     texts = [(root.text, None) for root in roots] + holders.thread_root_texts(heap.thread_roots())
     things = [root.thing for root in roots]
     penalties = [root.penalty for root in roots]

@@ -12,27 +12,76 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from memwatch.evidence import names
+from memwatch.expectations import retaining_path
 from memwatch.model import Evidence, Suspect
 
-MOST_BLOCKS = 200_000
-"""Allocator blocks up to which the types are counted in this process: 0.09 s per million containers, with the GIL held
-(bench/pause.py), so about 10 ms."""
+MOST_BLOCKS = 100_000
+"""Allocator blocks up to which the heap is looked at in this process: about 10 ms for each look, with the GIL held (a guess from
+0.09 s per million containers for a count and 0.03 s for a step along the holders)."""
 TOP = 8
 
 
-def types_in_process(why: str, blocks: float | None) -> Evidence:
-    """Types by number, counted here, because no child could be forked.
+def count_types(blocks: float | None) -> dict[str, int] | None:
+    """What the collector tracks, by type; None on a heap where that would be a pause.
 
     Args:
-        why: the reason, for the note.
         blocks: live allocator blocks, if known: the cost goes with them.
     """
     if blocks is None or blocks > MOST_BLOCKS:
+        return None
+    counts: dict[str, int] = {}
+    for kind, count in Counter(map(id, map(type, gc.get_objects()))).items():
+        counts[str(kind)] = count
+    # By identity first: a metaclass may have a hash of its own.
+    kinds = {str(id(kind)): names.type_name(kind) for kind in _types()}
+    named: dict[str, int] = {}
+    for kind_id, count in counts.items():
+        name = kinds.get(kind_id)
+        if name is not None and not name.startswith("memwatch."):
+            named[name] = named.get(name, 0) + count
+    return named
+
+
+def _types() -> list[type]:
+    """Every type that something the collector tracks is an instance of."""
+    found: dict[int, type] = {}
+    for thing in gc.get_objects():
+        kind = type(thing)
+        found.setdefault(id(kind), kind)
+    return list(found.values())
+
+
+def types_in_process(why: str, blocks: float | None, before: Mapping[str, int] | None) -> list[Evidence]:
+    """Types by growth in number, and who holds one of the first, looked at here because no child could be forked.
+
+    Args:
+        why: the reason, for the note.
+        blocks: live allocator blocks, if known.
+        before: an earlier count; None if there was none, and levels are told instead of growth.
+    """
+    after = count_types(blocks)
+    if after is None:
         size = "of unknown size" if blocks is None else f"of {blocks:,.0f} blocks"
-        return Evidence("types", note=f"{why}; counting a heap {size} in the process itself would be a pause")
-    counts = Counter(map(type, gc.get_objects()))
-    suspects = tuple(Suspect(names.type_name(kind), None, count) for kind, count in counts.most_common(TOP))
-    return Evidence("types", suspects, None, f"{why}; counted in the process: levels, not growth, of what the collector tracks")
+        return [Evidence("types", note=f"{why}; counting a heap {size} in the process itself would be a pause")]
+    grown = {name: count - (before or {}).get(name, 0) for name, count in after.items()}
+    ranked = [(name, count) for name, count in sorted(grown.items(), key=lambda item: -item[1])[:TOP] if count > 0]
+    what = "levels, not growth" if before is None else "growth in number"
+    note = f"{why}; counted in the process itself: {what} of what the collector tracks"
+    found = [Evidence("types", tuple(Suspect(name, None, count) for name, count in ranked), None, note)]
+    holders = [] if before is None else _holders([name for name, _ in ranked[:3]])
+    if holders:
+        found.append(Evidence("holders", tuple(holders), None, "of one instance each"))
+    return found
+
+
+def _holders(wanted: Sequence[str]) -> list[Suspect]:
+    found: list[Suspect] = []
+    for name in wanted:
+        newest = next((thing for thing in reversed(gc.get_objects()) if names.type_name(type(thing)) == name), None)
+        path = [] if newest is None else retaining_path(newest)
+        if path:
+            found.append(Suspect(path[0], trail=(*path[1:], name)))
+    return found
 
 
 class NativeStacks:

@@ -53,6 +53,26 @@ class Holding(NamedTuple):
     bound: Bound | None
 
 
+REGISTRIES = (
+    ("threading", "_active"),
+    ("threading", "_limbo"),
+    ("threading", "_shutdown_locks"),
+    ("threading", "_dangling"),
+    ("concurrent.futures.thread", "_threads_queues"),
+    ("subprocess", "_active"),
+    ("multiprocessing.process", "_children"),
+    ("asyncio.tasks", "_all_tasks"),
+    ("asyncio.tasks", "_scheduled_tasks"),
+    ("asyncio.tasks", "_eager_tasks"),
+)
+"""Where the standard library lists everything of a kind: no answer to who holds one of them."""
+
+
+def registries() -> list[int]:
+    """The ids of those there are."""
+    return [id(found) for module, name in REGISTRIES if (found := getattr(sys.modules.get(module), name, None)) is not None]
+
+
 def roots() -> tuple[list[Root], list[int]]:
     """Every module with its globals; and the ids of memwatch's own, which count for nothing."""
     found: list[Root] = []

@@ -42,6 +42,8 @@ LEVELS_EVERY_S = 600.0
 TRACED_TICKS = 64
 TRACED_S = 60.0
 """tracemalloc that we started runs at most this long before there is a conclusion: it makes a program 2 to 12 times slower."""
+FINE_BYTES = 4096
+"""Bytes between two samples while resources are suspected."""
 COUNTED = ("fds", "threads", "children", "tasks")
 LOOKED_AT_AS = {"sockets": "fds"}
 
@@ -207,6 +209,8 @@ class Suspicion:
         self._told_growth = 0.0
         self._waited = 0
         self._why_no_child: str | None = None
+        self._counted_here: dict[str, int] | None = None
+        """The types counted in this process, where no child may be forked."""
         self._counts: census.Counts | None = None
         self._counts_at = moment
         self._level: sites.Level | None = None
@@ -216,6 +220,8 @@ class Suspicion:
         self._native_before: dict[int, float] = {}
         sampling = inquiry.sampling
         if sampling is not None:
+            if is_counted(moment.verdict.channel):
+                sampling.module.set_mean(FINE_BYTES)  # their objects are small and few: where are they made?
             self._level = inquiry.levels.at(moment.now_s if moment.since_s is None else moment.since_s)
             sampling.module.watch_native(True)
             self._native_before = {row[0]: row[1] for row in sampling.module.native()}
@@ -226,6 +232,8 @@ class Suspicion:
         }
         if not is_counted(moment.verdict.channel) and inquiry.may_take_census():
             self._fork(census.Task(list, None, False), moment)
+            if self.child is None:
+                self._counted_here = fallback.count_types(moment.readings.get("blocks"))
 
     @property
     def pending(self) -> bool:
@@ -275,7 +283,7 @@ class Suspicion:
             self.child = None
         self._stop_tracing()
         self._rest()
-        self._counts = self._level = self._question = None
+        self._counts = self._level = self._question = self._counted_here = None
         self._resources = {}
 
     # -- tracemalloc, where it stands in ---------------------------------------------------------------------------------------
@@ -334,9 +342,11 @@ class Suspicion:
             told = {suspect.label for suspect in found.suspects}
             wanted = {row.key: row.bytes for row in grown if labels.get(row.key) in told or not source.stack(row.key)}
             if isinstance(source, sites.Sampling):
-                sampling, since_s = source, level.time_s
+                sampling, since_s, all_of_them = source, level.time_s, is_counted(channel)
 
                 def blocks() -> list[census.Block]:
+                    if all_of_them:
+                        return [census.Block(row[0], row[2], row[3]) for row in sampling.blocks(since_s, 1 << 30)]
                     return survivors(sampling, wanted, since_s, moment.now_s)
 
         question = _Question(moment, found, labels)
@@ -363,13 +373,15 @@ class Suspicion:
         if question.sites is not None:
             found.append(question.sites)
         if child is None:
-            found.append(fallback.types_in_process(self._why_no_child or "", moment.readings.get("blocks")))
+            found += fallback.types_in_process(self._why_no_child or "", moment.readings.get("blocks"), self._counted_here)
         else:
             at, level = question.moment, self._level
             counts = counts_of(child.lines)
             whole = None if level is None else measured(at, level.readings, level.time_s)
             paths = Paths(child.lines, question.labels, whole, counted=is_counted(channel))
-            if not is_counted(channel):
+            if is_counted(channel) and self._inquiry.sampling is not None:
+                found[0] = resources.with_origin(found[0], paths.made_at(self._inquiry.sampling.stack))
+            else:
                 grown = measured(at, self._counts_at.readings, self._counts_at.now_s)
                 found.append(types_evidence(self._counts, counts, grown, paths, child.died))
             found.append(paths.evidence(child.died))
@@ -406,9 +418,10 @@ class Suspicion:
         return Evidence("native", fallback.native_suspects(rows, grown), None, facts)
 
     def _rest(self) -> None:
-        """Native memory need not be read at samples any more."""
+        """Native memory need not be read at samples any more, nor allocations be sampled more finely."""
         if self._inquiry.sampling is not None:
             self._inquiry.sampling.module.watch_native(False)
+            self._inquiry.sampling.module.set_mean(self._inquiry.sampling.mean_bytes)
 
 
 class _Question(NamedTuple):

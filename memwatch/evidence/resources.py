@@ -14,6 +14,7 @@ import socket
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from memwatch.evidence import names
@@ -35,7 +36,7 @@ class Member(NamedTuple):
     identity: object
     """Tells it from the others of its group."""
     trail: tuple[str, ...]
-    """Where it was made or waits, innermost first, where that is known."""
+    """Where it was made, innermost first, where that is known."""
 
 
 Found = Mapping[object, Member]
@@ -85,6 +86,14 @@ def compare(channel: str, before: Found | None, after: Found) -> Evidence:
         return Evidence("resources", note=f"no group of {channel} has grown since it was looked at first")
     since = "all there are: they were not looked at before" if before is None else None
     return Evidence("resources", tuple(suspects), min(1.0, sum(suspect.share or 0.0 for suspect in suspects)), since)
+
+
+def with_origin(evidence: Evidence, origin: tuple[str, ...]) -> Evidence:
+    """The same with where the largest group was made, if that group is most of the growth."""
+    if not origin or not evidence.suspects or (evidence.suspects[0].share or 0.0) < 0.5:
+        return evidence
+    first, *others = evidence.suspects
+    return replace(evidence, suspects=(replace(first, trail=origin), *others))
 
 
 def starred(text: str) -> str:
@@ -175,19 +184,14 @@ def _address(text: str) -> tuple[str, int]:
 
 def _threads() -> Iterator[Member]:
     active = getattr(sys.modules.get("threading"), "_active", None)
-    frames = sys._current_frames()
-    try:
-        for ident, thread in list(active.items()) if isinstance(active, dict) else ():
-            known = names.instance_dict(thread) or {}
-            name, target = known.get("_name"), known.get("_target")
-            text = f"thread {starred(name) if isinstance(name, str) else '?'}"
-            called = _callable_name(target) if target is not None else None
-            if called is None and type(thread).__module__ != "threading":
-                called = f"{names.type_name(type(thread))}.run"
-            frame = frames.get(ident)
-            yield Member(f"{text} (target {called})" if called else text, ident, () if frame is None else _stack(frame))
-    finally:
-        frames.clear()
+    for ident, thread in list(active.items()) if isinstance(active, dict) else ():
+        known = names.instance_dict(thread) or {}
+        name, target = known.get("_name"), known.get("_target")
+        text = f"thread {starred(name) if isinstance(name, str) else '?'}"
+        called = _callable_name(target) if target is not None else None
+        if called is None and not names.type_name(type(thread)).startswith("threading."):
+            called = f"{names.type_name(type(thread))}.run"
+        yield Member(f"{text} (target {called})" if called else text, ident, ())
     try:
         listed = os.listdir("/proc/self/task")
     except OSError:
@@ -215,16 +219,6 @@ def _callable_name(target: object) -> str | None:
         module = getattr(function, "__module__", None)
         return f"{module}.{function.__qualname__}" if isinstance(module, str) else str(function.__qualname__)
     return names.type_name(type(target))
-
-
-def _stack(frame: types.FrameType | None, most: int = 8) -> tuple[str, ...]:
-    told: list[str] = []
-    while frame is not None and len(told) < most:
-        code = frame.f_code
-        if not names.is_ours(code.co_filename):
-            told.append(names.site((code.co_filename, code.co_qualname, frame.f_lineno or code.co_firstlineno)))
-        frame = frame.f_back
-    return tuple(told)
 
 
 # -- child processes -------------------------------------------------------------------------------------------------------------
@@ -278,10 +272,10 @@ def _tasks() -> Iterator[Member]:
             continue
         name = getattr(coroutine, "__qualname__", None) if type(coroutine) in _AWAITABLE else None
         code = getattr(coroutine, "cr_code", None) or getattr(coroutine, "gi_code", None)
-        where, trail = _waits(coroutine)
+        where = _waits(coroutine)
         filename = f" ({names.short_file(code.co_filename)})" if isinstance(code, types.CodeType) else ""
         group = f"task {name or names.type_name(type(coroutine))}{filename}" + (f", waiting in {where}" if where else "")
-        yield Member(group, id(task), _made_at(task) or trail)
+        yield Member(group, id(task), _made_at(task))
 
 
 _AWAITABLE = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
@@ -308,9 +302,9 @@ def _running_loops() -> list[Any]:
     return [loop for loop in found if loop is not None]
 
 
-def _waits(coroutine: Any) -> tuple[str, tuple[str, ...]]:
-    """Where a coroutine waits: the innermost it awaits; and the chain from there out."""
-    chain: list[str] = []
+def _waits(coroutine: Any) -> str:
+    """Where a coroutine waits: the innermost that it awaits."""
+    innermost = ""
     current = coroutine
     for _ in range(64):
         kind = type(current)
@@ -324,12 +318,11 @@ def _waits(coroutine: Any) -> tuple[str, tuple[str, ...]]:
         else:
             break
         if frame is not None:
-            chain.append(names.site((frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lineno or 0)))
+            innermost = names.site((frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lineno or 0))
         if following is None:
             break
         current = following
-    chain.reverse()
-    return (chain[0] if chain else ""), tuple(chain)
+    return innermost
 
 
 def _made_at(task: Any) -> tuple[str, ...]:

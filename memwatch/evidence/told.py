@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memwatch.evidence import census
+from memwatch.evidence import census, names
 from memwatch.model import Evidence, Suspect, Verdict
 
 TOP = 8
@@ -78,6 +78,7 @@ class Paths:
     def __init__(
         self, lines: Sequence[Mapping[str, Any]], labels: Mapping[int, str], whole: float | None, *, counted: bool
     ) -> None:
+        self._lines = lines
         self._paths = [line for line in lines if line.get("what") == "path"]
         self._labels = labels
         self._counted = counted
@@ -124,18 +125,30 @@ class Paths:
         explains = min(1.0, sum(suspect.share or 0.0 for suspect in suspects)) if suspects else None
         return Evidence("holders", tuple(suspects), explains, note)
 
-    @staticmethod
-    def _place(line: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    def _place(self, line: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         trail = tuple(line.get("trail") or ())
         match line["status"]:
             case 0:
                 return str(line["place"]), trail
             case 1:
                 return "nothing but each other: a cycle that the collector has not reached yet", (line["type"],)
+            case 2 | 3 if self._counted:
+                return "nothing but themselves and the lists of the standard library: they are at work", (line["type"],)
             case 2:
                 return f"a reference held in C, to {trail[0] if trail else line['type']}", trail[1:]
             case _:
                 return "a holder that was not found in the time there was", (line["type"],)
+
+    def made_at(self, stack: Callable[[int], Sequence[names.Frame]]) -> tuple[str, ...]:
+        """Where most of the resources that were sampled were made, innermost first, from the first line that is not the standard
+        library's; empty if none was sampled."""
+        made: Mapping[str, Any] = next((line["stacks"] for line in self._lines if line.get("what") == "made"), {})
+        for key in sorted(made, key=lambda key: -int(made[key])):
+            frames = stack(int(key))
+            place = next((i for i, frame in enumerate(frames) if not names.is_standard(frame[0])), None)
+            if place is not None and not names.is_ours(frames[place][0]):
+                return tuple(names.site(frame) for frame in frames[place : place + 8])
+        return ()
 
     def bounded(self, moment: Moment) -> Bounded | None:
         """The bounded container that holds most of the growth and is not full, if one does."""
