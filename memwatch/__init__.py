@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 if TYPE_CHECKING:
     from memwatch.blocks import Block
     from memwatch.expectations import Expectation, Expectations
+    from memwatch.gate import MemoryGrowth, assert_collected, assert_no_leak, checkpoint, limit
     from memwatch.model import Freed, Report, Sample, Statistics, Verdict
     from memwatch.pressure import Hook, HookLevel, Pressure, ReliefHooks
     from memwatch.watcher import Sink, Watcher
@@ -26,6 +27,7 @@ H = TypeVar("H", bound="Hook")
 
 __all__ = [
     "Freed",
+    "MemoryGrowth",
     "Pressure",
     "Report",
     "Sample",
@@ -33,9 +35,13 @@ __all__ = [
     "Statistics",
     "Verdict",
     "Watcher",
+    "assert_collected",
+    "assert_no_leak",
+    "checkpoint",
     "collect_garbage",
     "current",
     "expect_gone",
+    "limit",
     "on_cleanup",
     "remove_cleanup",
     "start",
@@ -53,6 +59,11 @@ _LAZY = {
     "Sample": "memwatch.model",
     "Statistics": "memwatch.model",
     "Verdict": "memwatch.model",
+    "MemoryGrowth": "memwatch.gate",
+    "assert_collected": "memwatch.gate",
+    "assert_no_leak": "memwatch.gate",
+    "checkpoint": "memwatch.gate",
+    "limit": "memwatch.gate",
 }
 
 _current: Watcher | None = None

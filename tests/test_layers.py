@@ -27,6 +27,7 @@ LAYERS: dict[str, int] = {
     "memwatch.vitals": 2,
     "memwatch.record": 2,
     "memwatch.evidence": 2,
+    "memwatch.gate": 3,
     "memwatch.interpreters": 3,
     "memwatch.forks": 3,
     "memwatch.whoami": 3,
@@ -44,7 +45,14 @@ LAYERS: dict[str, int] = {
 # The one call that points up: Report.render() is the contract, and is loaded only when somebody looks at a report.
 ALLOWED = {("memwatch.model", "memwatch.report")}
 # Each third-party package is imported in exactly one place; click and rich are the language of the command line.
-HOMES = {"psutil": "memwatch.vitals.portable", "click": "memwatch.cli", "rich": "memwatch.cli"}
+HOMES = {
+    "psutil": "memwatch.vitals.portable",
+    "click": "memwatch.cli",
+    "rich": "memwatch.cli",
+    "memray": "memwatch.gate.peaks",
+    "pytest": "pytest_memwatch",
+    "_pytest": "pytest_memwatch",
+}
 
 
 def modules() -> dict[str, Path]:

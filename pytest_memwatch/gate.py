@@ -1,0 +1,371 @@
+"""The hooks that measure.  Registered only where the gate was asked for.
+
+Law: strings are made at once and nothing observed is kept; a failure is raised in the phase it belongs to: growth that is there when
+the body has ended in the call, what the tear-down alone leaves in the tear-down.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import types
+import warnings
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from memwatch.gate import blocks
+from memwatch.gate.judging import MemoryGrowth
+from memwatch.gate.peaks import Peak, PeakMeter, read_mark
+from memwatch.gate.readings import Growth, Reader, Reading
+from memwatch.gate.settling import settle
+from pytest_memwatch import crashlog, terminal
+from pytest_memwatch.judge import Case
+from pytest_memwatch.limits import ALIASES, Limits, Rules
+from pytest_memwatch.measure import Watch
+from pytest_memwatch.options import load
+from pytest_memwatch.plugin import has_pytest_memray
+from pytest_memwatch.rerun import Repeater, failed_inside
+from pytest_memwatch.results import SUSPECT, Results, Row
+
+
+class MemwatchWarning(pytest.PytestWarning):
+    """A leak or a suspicion that does not fail its test."""
+
+
+class Gate:
+    """One session's gate.
+
+    Args:
+        on: check every test, not only marked ones.
+
+    Raises:
+        pytest.UsageError: a setting cannot be read.
+    """
+
+    def __init__(self, config: pytest.Config, *, on: bool) -> None:
+        self.config = config
+        self.settings = load(config)
+        aliases = () if has_pytest_memray(config) else ALIASES
+        self.rules = Rules(self.settings, on=on, aliases=aliases)
+        self.results = Results()
+        self.log = crashlog.CrashLog(config, self.settings.crash_log)
+        self._limits: dict[str, Limits] = {}
+        self._reader = Reader()
+        self.repeater = Repeater()
+        self._watch: Watch | None = None
+        self._rss_floor = 0
+        self._frozen = False
+        self._first: Reading | None = None
+        self._phases: dict[str, int] = {}
+        self._meter_peak: Peak | None = None
+        self._trouble = False
+        """A test has failed or was skipped: what it left is nobody's."""
+
+    def prepare(self, items: list[pytest.Item]) -> None:
+        """Read the limits of every test, before any runs.
+
+        Raises:
+            pytest.UsageError: one is malformed; the message names the test.
+        """
+        self._limits = {item.nodeid: limits for item in items if (limits := self.rules.of(item)).enabled}
+
+    def close(self) -> None:
+        """Undo everything."""
+        self._reader.close()
+        self.log.close()
+        if self._frozen:
+            gc.unfreeze()
+            self._frozen = False
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this is a process of pytest-xdist."""
+        return hasattr(self.config, "workerinput")
+
+    # -- a test ----------------------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        limits = self._limits.get(item.nodeid)
+        if limits is None and item.nodeid not in self._limits:
+            limits = self._late_limits(item)
+        if limits is None or not limits.enabled or self._is_off(item):
+            self.log.start(item.nodeid, None)
+            return (yield)
+        self._freeze()
+        self.repeater.remember(item)
+        before = self._reader.read(small=True)
+        self._rss_floor = max(self._rss_floor, before.rss or 0)
+        if self._first is None:
+            self._first = before
+        self.log.start(item.nodeid, before.rss)
+        self._watch = Watch(item, limits, self._reader, before, self._rss_floor)
+        self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
+        self._points: list[blocks.Checkpoint] = []
+        blocks.listen(self._points)
+        try:
+            return (yield)
+        finally:
+            blocks.unlisten(self._points)
+            self.repeater.forget()
+            self._watch = None
+            self.results.checked += 1
+
+    def _late_limits(self, item: pytest.Item) -> Limits | None:
+        """Of an item that was made after the collection."""
+        limits = self.rules.of(item)
+        return limits if limits.enabled else None
+
+    def _is_off(self, item: pytest.Item) -> bool:
+        option = self.config.option
+        return bool(getattr(option, "setuponly", False) or getattr(option, "setupplan", False) or not hasattr(item, "runtest"))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+        watch = self._watch
+        wide = fixturedef.scope != "function"
+        if watch is None or not (wide or self.repeater.running):
+            return (yield)
+        inside = watch.excluded, dict(watch.excluded_counts)
+        before = self._reader.read(small=True)
+        try:
+            return (yield)
+        finally:
+            after = self._reader.read(small=True)
+            if wide:
+                asked_for = watch.excluded.less(inside[0])  # a wider fixture asked for inside has its own row
+                mine = watch.exclude(*inside, before, after).less(asked_for)
+                self.results.add_fixture(_fixture_name(fixturedef), fixturedef.scope, _bytes(mine) or 0)
+            else:
+                self._phases[f"the set-up of fixture {fixturedef.argname!r}"] = _bytes(between(before, after)) or 0
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        if self.repeater.running:
+            self._phases = {}
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        watch = self._watch
+        if watch is None:
+            return (yield)
+        meter = self._peak_meter(item, watch.limits)
+        if self.repeater.running:
+            self._meter_peak = None
+            try:
+                return (yield)
+            finally:
+                if meter is not None:
+                    self._meter_peak = meter.stop()
+        try:
+            result = yield
+        finally:
+            if meter is not None:
+                watch.peak = meter.stop()
+                self._row.peak, self._row.peak_engine = watch.peak.bytes, watch.peak.engine
+        if failed_inside(item) is not None:
+            return result
+        watch.passed = True
+        if watch.suspicion():
+            self._look_closer(watch, early=True)
+        return result
+
+    def _peak_meter(self, item: pytest.Item, limits: Limits) -> PeakMeter | None:
+        if limits.peak is None:
+            return None
+        engine = self.settings.engine
+        if engine == "auto" and _uses_memray(item):
+            engine = "tracemalloc"  # only one tracker of memray's can run, and the test wants it
+        meter = PeakMeter(engine, reader=self._reader)
+        meter.prepare()
+        meter.start()
+        return meter
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+        watch = self._watch
+        if watch is None or self.repeater.running:
+            return (yield)
+        if watch.passed and not watch.judged and not _shares_parents(item, nextitem) and item in item.session._setupstate.stack:
+            # Wider fixtures go with this test: what they free must not hide what the test keeps.
+            watch.late_error = self.repeater.finish_first(item)
+            failure = self._judge_late(watch)
+            try:
+                result = yield
+            except BaseException as error:
+                raise _together(watch.late_error, failure, error) or error from None
+        else:
+            result = yield
+            failure = self._judge_late(watch) if watch.passed and not watch.judged else None
+        problem = _together(watch.late_error, failure)
+        if problem is not None:
+            raise problem
+        return result
+
+    # -- judging ---------------------------------------------------------------------------------------------------------------
+
+    def _judge_late(self, watch: Watch) -> MemoryGrowth | None:
+        if watch.late_error is None and watch.suspicion():
+            try:
+                self._look_closer(watch, early=False)
+            except MemoryGrowth as failure:
+                return failure
+        return None
+
+    def _look_closer(self, watch: Watch, *, early: bool) -> None:
+        """Settle; and if it still is suspicious, repeat and judge.  Raises MemoryGrowth for a leak."""
+        __tracebackhide__ = True
+        channels = tuple(watch.limits.counts)
+        if not watch.suspicion().peak:
+            settle(self._reader, watch.baseline() if not early else None, channels=channels)
+            if not watch.suspicion():
+                return
+        if early:
+            watch.late_error = self.repeater.finish_first(watch.item)
+            settle(self._reader, watch.baseline(), channels=channels)
+            if watch.late_error is not None or not watch.suspicion():
+                return
+        watch.judged = True
+        case = Case(lambda: self._repeat(watch), watch.limits, self._reader, self._row, self._phase)
+        first = watch.growth(exact=True)
+        self._row.growth = _bytes(first)
+        failure = case.judge(first, self._arrivals(watch))
+        self._checkpoints()
+        if failure is None:
+            if self._row.verdict == SUSPECT and self.settings.mode != "report":
+                warnings.warn(MemwatchWarning(f"{watch.item.nodeid}: suspect: {self._row.note}"), stacklevel=1)
+            return
+        if self.settings.mode == "fail":
+            raise failure
+        if self.settings.mode == "warn":
+            warnings.warn(MemwatchWarning(f"{watch.item.nodeid}: {failure}"), stacklevel=1)
+
+    def _repeat(self, watch: Watch) -> tuple[str | None, Peak | None]:
+        run = self.repeater.run(watch.item)
+        return run.error, self._meter_peak
+
+    def _arrivals(self, watch: Watch) -> int:
+        now, expected = self._reader.read(), watch.baseline()
+        total = 0
+        for channel, most in watch.limits.counts.items():
+            count = getattr(now, channel)
+            if count is not None:
+                total += max(0, count - (getattr(expected, channel) or 0) - most)
+        return total
+
+    def _phase(self) -> str:
+        """The function-scope fixture whose set-up made most of what the last repetition keeps."""
+        kept = max(self._row.repeats, default=0)
+        for name, grown in self._phases.items():
+            if self._row.metric == "heap" and grown >= 0.8 * kept:
+                return name
+        return ""
+
+    def _checkpoints(self) -> None:
+        self._row.checkpoints = [
+            {"tag": point.tag, "growth": _bytes(point.growth), "where": os.path.basename(point.where)}  # noqa: PTH119
+            for point in self._points[:20]
+        ]
+
+    # -- results ---------------------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
+        report = yield
+        error = None if call.excinfo is None else call.excinfo.value
+        if isinstance(error, MemoryGrowth) and report.failed:
+            report.longrepr = terminal.failure(item, error)
+        watch = self._watch
+        if watch is not None and watch.item is item and call.when == "teardown":
+            row = self._row
+            now = self._reader.read(small=True)
+            if row.growth is None:
+                row.growth = _bytes(watch.growth(exact=True)) if watch.passed else None
+            row.rss = None if now.rss is None or watch.before.rss is None else now.rss - watch.before.rss
+            if not watch.passed:
+                row.note = "failed or skipped: not judged"
+            if not row.checkpoints:
+                self._checkpoints()
+            report.memwatch = row.to_dict()
+            if getattr(self.config.option, "xmlpath", None):
+                properties = [
+                    ("memwatch_verdict", row.verdict),
+                    ("memwatch_growth_bytes", row.growth),
+                    ("memwatch_peak_bytes", row.peak),
+                ]
+                report.user_properties = [*report.user_properties, *(pair for pair in properties if pair[1] is not None)]
+            self.log.end(item.nodeid)
+        return report
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        found = getattr(report, "memwatch", None)
+        if found is not None:
+            self.results.add(Row.from_dict(found))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._first is not None:
+            now = self._reader.read(small=True)
+            mark = read_mark()
+            self.results.peak_rss = max(self.results.peak_rss or 0, mark or now.rss or 0) or None
+            self.results.growth = (self.results.growth or 0) + (_bytes(between(self._first, now)) or 0)
+        if self.is_worker:
+            self.config.workeroutput["memwatch"] = self.results.session_part()  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        part = getattr(node, "workeroutput", {}) or {}
+        if "memwatch" in part:
+            self.results.merge(part["memwatch"])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: Any, sched: object) -> None:
+        told = self.log.last_of(crashitem)
+        self.results.crashes.append(told)
+        report.sections.append(("memwatch", terminal.crash_text(told)))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if not self.is_worker:
+            terminal.summary(terminalreporter, self.results, self.settings, self.log.left_behind())
+
+    def _freeze(self) -> None:
+        if not self._frozen and self.settings.gc_freeze:
+            gc.collect()
+            gc.freeze()
+            self._frozen = True
+
+
+def _shares_parents(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    return nextitem is not None and nextitem.listchain()[:-1] == item.listchain()[:-1]
+
+
+def _fixture_name(fixturedef: Any) -> str:
+    return f"{fixturedef.argname} ({fixturedef.baseid or 'plugin'})"
+
+
+def _bytes(growth: Growth) -> int | None:
+    return growth.heap if growth.heap is not None else growth.rss
+
+
+def _together(*errors: BaseException | None) -> BaseException | None:
+    found = [error for error in errors if error is not None]
+    if len(found) <= 1:
+        return found[0] if found else None
+    return BaseExceptionGroup("errors in the tear-down", found)
+
+
+_MEMRAY = re.compile(r"^memray(\.|$)")
+
+
+def _uses_memray(item: pytest.Item) -> bool:
+    """Whether a test names memray, in its own code or its module's."""
+    function = getattr(item, "function", None)
+    code = getattr(function, "__code__", None)
+    if code is not None and "memray" in code.co_names:
+        return True
+    space = getattr(getattr(item, "module", None), "__dict__", {})
+    named = [value for value in list(space.values()) if isinstance(value, type | types.ModuleType)]
+    return any(_MEMRAY.match(str(getattr(value, name, ""))) for value in named for name in ("__name__", "__module__"))

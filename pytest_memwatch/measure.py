@@ -1,0 +1,108 @@
+"""What one test did: readings at its borders, less what belongs to wider fixtures and to pytest.
+
+Law: the first look is cheap (`suspicion`); everything else is paid for by suspicious tests alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from memwatch.gate.peaks import Peak
+from memwatch.gate.readings import NOTHING, RESOURCES, SMALL_BLOCK, Growth, Reader, Reading, between
+from pytest_memwatch.limits import Limits
+
+RSS_SLACK = 2**20
+"""RSS is suspicious only beyond this over the limit: arenas of pymalloc come 1 MiB at a time."""
+
+
+class Suspicion(NamedTuple):
+    """Why a test is looked at closely."""
+
+    memory: bool
+    counts: bool
+    peak: bool
+
+    def __bool__(self) -> bool:
+        return self.memory or self.counts or self.peak
+
+
+class Watch:
+    """One test under watch.
+
+    Args:
+        before: the process before its set-up.
+        rss_floor: the highest RSS that any test has left so far: what is below is memory used again.
+    """
+
+    def __init__(self, item: pytest.Item, limits: Limits, reader: Reader, before: Reading, rss_floor: int) -> None:
+        self.item = item
+        self.limits = limits
+        self.before = before
+        self.excluded = NOTHING
+        """What wider fixtures have allocated in their set-up."""
+        self.excluded_counts = dict.fromkeys(RESOURCES, 0)
+        self.peak: Peak | None = None
+        self.passed = False
+        """The body has passed."""
+        self.judged = False
+        self.late_error: BaseException | None = None
+        """What an early tear-down raised: belongs to the tear-down phase."""
+        self._reader = reader
+        self._rss_floor = rss_floor
+        self._sections = len(item._report_sections)
+
+    def exclude(self, so_far: Growth, counts: dict[str, int], before: Reading, after: Reading) -> Growth:
+        """Leave out the set-up of a fixture that outlives the test; *so_far* and *counts* are what was left out before it began."""
+        growth = between(before, after)
+        self.excluded, self.excluded_counts = so_far.plus(growth), dict(counts)
+        for channel in RESOURCES:
+            was, now = getattr(before, channel), getattr(after, channel)
+            if was is not None and now is not None:
+                self.excluded_counts[channel] += now - was
+        return growth
+
+    def baseline(self) -> Reading:
+        """The counts to come back to."""
+        counts: dict[str, Any] = {
+            channel: None if (was := getattr(self.before, channel)) is None else was + self.excluded_counts[channel]
+            for channel in RESOURCES
+        }
+        return self.before._replace(**counts)
+
+    def growth(self, *, exact: bool) -> Growth:
+        """What is retained now, less what wider fixtures and pytest itself keep."""
+        now = self._reader.read(small=exact)
+        growth = between(self.before, now).less(self.excluded)
+        kept = self._kept_by_pytest()
+        if growth.malloc is not None:
+            growth = growth._replace(malloc=growth.malloc - kept)
+        return growth
+
+    def suspicion(self) -> Suspicion:
+        """Whether anything is over a limit, at first sight.  15 µs; 0.1 ms if many blocks came."""
+        limits = self.limits
+        now = self._reader.read()
+        memory = False
+        if limits.objects:
+            memory = True
+        elif limits.growth is not None:
+            growth = between(self.before, now).less(self.excluded)
+            if growth.blocks * SMALL_BLOCK + max(0, growth.malloc or 0) > limits.growth or growth.malloc is None:
+                growth = self.growth(exact=True)
+                heap = growth.heap if growth.heap is not None else growth.at_most
+                memory = heap > limits.growth
+            new_rss = (now.rss or 0) - max(self.before.rss or 0, self._rss_floor) - max(0, self.excluded.rss or 0)
+            memory = memory or new_rss - max(0, growth.at_most) > limits.growth + RSS_SLACK
+        counts = any(
+            (count := getattr(now, channel)) is not None and count > (expected or 0) + most
+            for channel, most in limits.counts.items()
+            for expected in [getattr(self.baseline(), channel)]
+            if expected is not None or channel == "tasks"
+        )
+        peak = self.peak is not None and limits.peak is not None and self.peak.bytes >= limits.peak
+        return Suspicion(memory, counts, peak)
+
+    def _kept_by_pytest(self) -> int:
+        return sum(len(content) for _, _, content in self.item._report_sections[self._sections :])

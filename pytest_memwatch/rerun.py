@@ -1,0 +1,148 @@
+"""Running a test's item again as if it were the first time: function-scope fixtures anew, a capture of its own, no trace left.
+
+Law: what pytest keeps of a run (sections, properties, the item's stash, marks) is afterwards what it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from _pytest.outcomes import OutcomeException
+from _pytest.outcomes import Skipped as SkippedOutcome
+
+
+class Run(NamedTuple):
+    """How one run of an item ended."""
+
+    passed: bool
+    error: str | None = None
+    """What it raised, in one line."""
+
+
+class Repeater:
+    """Repeats items; a plugin itself, for the one hook that tears down inside every other plugin's.
+
+    `tearing_down` is the item whose own node is to be torn down inside the tear-down hook, whatever comes next.
+    """
+
+    def __init__(self) -> None:
+        self.tearing_down: pytest.Item | None = None
+        self.running = False
+        """Whether a repetition is under way; the plugin's own hooks let it pass."""
+        self._globs: dict[str, Any] | None = None
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        if self.tearing_down is item:
+            item.session._setupstate.teardown_exact(item.parent)  # type: ignore[arg-type]
+        return (yield)
+
+    def remember(self, item: pytest.Item) -> None:
+        """Keep what the first run of an item uses up: a doctest's globals."""
+        test = getattr(item, "dtest", None)
+        self._globs = None if test is None else dict(test.globs)
+
+    def forget(self) -> None:
+        """The item is done."""
+        self._globs = None
+
+    def finish_first(self, item: pytest.Item) -> BaseException | None:
+        """Tear down the function scope of a run that is still set up; returns what that raised."""
+        with _as_before(item):
+            error = self._tear_down(item)
+        _renew(item)
+        return error
+
+    def run(self, item: pytest.Item) -> Run:
+        """Run the whole item once more, and leave it torn down.
+
+        What it raises is told, not raised, but for KeyboardInterrupt, SystemExit and `pytest.exit`.
+        """
+        _renew(item)
+        test = getattr(item, "dtest", None)
+        if test is not None and self._globs is not None:
+            test.globs.clear()
+            test.globs.update(self._globs)
+        error: str | None = None
+        with _as_before(item):
+            self.running = True
+            try:
+                error = self._attempt(item)
+                late = self._tear_down(item)
+                if error is None and late is not None:
+                    error = _one_line(late)
+            finally:
+                self.running = False
+        _renew(item)
+        return Run(error is None, error)
+
+    def _attempt(self, item: pytest.Item) -> str | None:
+        try:
+            item.ihook.pytest_runtest_setup(item=item)
+            item.ihook.pytest_runtest_call(item=item)
+        except (Exception, OutcomeException) as raised:
+            if isinstance(raised, pytest.exit.Exception):
+                raise
+            return _one_line(raised)
+        return failed_inside(item, take=True)
+
+    def _tear_down(self, item: pytest.Item) -> BaseException | None:
+        before, self.running, self.tearing_down = self.running, True, item
+        try:
+            item.ihook.pytest_runtest_teardown(item=item, nextitem=item)
+        except (Exception, OutcomeException) as raised:
+            if isinstance(raised, pytest.exit.Exception):
+                raise
+            return raised
+        finally:
+            self.running, self.tearing_down = before, None
+        return None
+
+
+def failed_inside(item: pytest.Item, *, take: bool = False) -> str | None:
+    """What a unittest test case has reported instead of raising it."""
+    found = getattr(item, "_excinfo", None)
+    if not found:
+        return None
+    told = _one_line(found[0].value)
+    if take:
+        found.clear()
+    return told
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, SkippedOutcome):
+        return f"it was skipped ({error.msg})"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _renew(item: pytest.Item) -> None:
+    """A new request, new arguments and a new instance; what the old ones held goes."""
+    if hasattr(item, "_request") and hasattr(item, "_initrequest"):
+        item._initrequest()
+    attributes = vars(item)
+    if attributes.get("_instance") is not None and isinstance(getattr(item, "originalname", None), str):
+        attributes.pop("_instance", None)
+        attributes.pop("_obj", None)
+
+
+@contextmanager
+def _as_before(item: pytest.Item) -> Iterator[None]:
+    sections, properties = list(item._report_sections), list(item.user_properties)
+    words: Any = item.keywords
+    marks, keywords = list(item.own_markers), dict(words._markers)
+    stash = dict(item.stash._storage)
+    try:
+        yield
+    finally:
+        item._report_sections[:] = sections
+        item.user_properties[:] = properties
+        item.own_markers[:] = marks
+        words._markers.clear()
+        words._markers.update(keywords)
+        item.stash._storage.clear()
+        item.stash._storage.update(stash)
