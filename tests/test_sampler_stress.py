@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -105,6 +106,106 @@ for _ in range(150):
 going = False
 for thread in threads: thread.join()
 """,
+        timeout=120,
+    )
+
+
+CHURN = """
+#include <stddef.h>
+#include <string.h>
+void *PyMem_RawMalloc(size_t); void *PyMem_RawRealloc(void *, size_t); void PyMem_RawFree(void *);
+#define KEPT 500
+/* Allocate, check, resize and free without the GIL; how many blocks were not what they had been. */
+long churn(long rounds, unsigned long seed)
+{
+    unsigned char *block[KEPT] = {0};
+    size_t size[KEPT] = {0};
+    long wrong = 0;
+    for (long i = 0; i < rounds; i++) {
+        seed = seed * 6364136223846793005UL + 1442695040888963407UL;
+        unsigned at = (seed >> 33) % KEPT;
+        size_t wanted = 16 + (seed >> 45) % 3000;
+        if (block[at] && (block[at][0] != (unsigned char)at || block[at][size[at] - 1] != (unsigned char)at)) wrong++;
+        if (block[at] && (seed >> 60) % 3 == 0) { PyMem_RawFree(block[at]); block[at] = NULL; continue; }
+        block[at] = PyMem_RawRealloc(block[at], wanted);
+        size[at] = wanted;
+        memset(block[at], at, wanted);
+    }
+    for (int at = 0; at < KEPT; at++) PyMem_RawFree(block[at]);
+    return wrong;
+}
+"""
+
+
+@pytest.fixture
+def churn(tmp_path: Path) -> Path:
+    """A library whose one function works the RAW domain without the GIL: what zlib and numpy do now and then, all the time."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("elsewhere: needs a C compiler")
+    (tmp_path / "churn.c").write_text(CHURN)
+    flags = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", *flags, "-o", tmp_path / "churn.so", tmp_path / "churn.c"], check=True)
+    return tmp_path / "churn.so"
+
+
+CHURNING = """
+import ctypes
+library = ctypes.CDLL(sys.argv[1])
+library.churn.argtypes = [ctypes.c_long, ctypes.c_ulong]
+library.churn.restype = ctypes.c_long
+going, wrong = True, []
+def work(seed):
+    while going:
+        wrong.append(library.churn(20_000, seed))
+        seed += 17
+threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in (1, 2, 3)]
+sampler.start(1024)
+for thread in threads: thread.start()
+"""
+
+
+def test_threads_without_the_gil_may_allocate_while_everything_else_happens(python: Any, churn: Path) -> None:
+    python(
+        COMMON
+        + CHURNING
+        + """
+ends = time.monotonic() + 4
+while time.monotonic() < ends:
+    for mean in (1024, 8192, 1024):
+        sampler.set_mean(mean); leak(50); sampler.live(); sampler.maintain(); time.sleep(0.01)
+    assert len(sampler.blocks()) > 100
+    sampler.stop(); sampler.start(1024)
+going = False
+for thread in threads: thread.join()
+assert wrong and not any(wrong), sum(wrong)
+left = [size for _, size, _, key, _ in sampler.blocks() if sampler.stack(key)[0][1] == "work" and size > 100]
+assert len(left) < 20, left
+""",
+        churn,
+        timeout=120,
+    )
+
+
+def test_a_fork_in_the_middle_of_other_threads_allocations_leaves_the_childs_tables_whole(python: Any, churn: Path) -> None:
+    python(
+        COMMON
+        + CHURNING
+        + """
+for _ in range(120):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        addresses = [address for address, *_ in sampler.blocks()]
+        assert len(set(addresses)) == len(addresses)
+        assert library.churn(2_000, 5) == 0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+going = False
+for thread in threads: thread.join()
+assert not any(wrong)
+""",
+        churn,
         timeout=120,
     )
 
