@@ -1,6 +1,6 @@
 """The hooks that measure.  Registered only where the gate was asked for.
 
-Law: strings are made at once and nothing observed is kept; a failure is raised in the phase it belongs to: growth that is there when
+Law: nothing observed is kept; a failure is raised in the phase it belongs to: growth that is there when
 the body has ended in the call, what the tear-down alone leaves in the tear-down.
 """
 
@@ -19,7 +19,7 @@ import pytest
 from memwatch.gate import blocks
 from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.peaks import Peak, PeakMeter, read_mark
-from memwatch.gate.readings import Growth, Reader, Reading
+from memwatch.gate.readings import Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
 from pytest_memwatch import crashlog, terminal
 from pytest_memwatch.judge import Case
