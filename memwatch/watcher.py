@@ -26,7 +26,7 @@ from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
-from memwatch.model import Census, Event, Evidence, Process, Report, Sample, Statistics, Verdict
+from memwatch.model import Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
 from memwatch.pressure import Pressure, ReliefHooks, hook_name
 from memwatch.record import RecordError, read_report
 from memwatch.relief import Relief, Situation, collect_is_cheap
@@ -115,6 +115,7 @@ class Watcher:
     _relief: Relief
     _journal: Journal
     _evidence: tuple[Evidence, ...]
+    _kind_found: Kind | None
 
     def __init__(
         self,
@@ -400,6 +401,7 @@ class Watcher:
         if conclusion is None:
             return []
         self._evidence = conclusion.evidence
+        self._kind_found = conclusion.kind
         if conclusion.bounded is not None:
             self._explain(conclusion.bounded)
             return [Event(now_s, "note", {"note": f"a fill, not a leak: {conclusion.bounded.reason}"})]
@@ -430,7 +432,12 @@ class Watcher:
 
     def _announced(self, found: Verdict) -> Verdict:
         """The verdict as it is told: a leak only when the evidence is in, because it may show a cache that fills up."""
-        if found.state != "leaking" or self._verdict.state == "leaking" or not self._inquiry.pending:
+        if found.state != "leaking":
+            self._kind_found = None
+            return found
+        if self._kind_found is not None:
+            found = replace(found, kind=self._kind_found)
+        if self._verdict.state == "leaking" or not self._inquiry.pending:
             return found
         return replace(found, state="growing", severity=None, reason=f"{found.reason}; what grows is being looked at")
 
@@ -644,6 +651,7 @@ class Watcher:
         self._exhaustion_told = False
         self._process = None
         self._evidence = ()
+        self._kind_found = None
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )

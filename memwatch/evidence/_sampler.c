@@ -2027,7 +2027,8 @@ sampler_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 /* Through void (*)(void): the cast of a function that takes keywords, without a warning. */
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
-/* What pymalloc prints about itself, and the number of blocks at the same moment.  It prints nothing where its functions are not the
+/* What pymalloc prints about itself, and the number of blocks at the same moment; and how many small blocks live outside of its pools
+   because they are sampled.  It prints nothing where its functions are not the
    outermost, so for as long as it prints (nobody else has the GIL) ours are taken off. */
 static PyObject *
 sampler_pymalloc_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(argument))
@@ -2061,7 +2062,13 @@ sampler_pymalloc_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arg
         PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &top);
     }
     fclose(stream);
-    PyObject *result = printed && text != NULL ? Py_BuildValue("Ny#", blocks, text, (Py_ssize_t)length) : NULL;
+    Py_ssize_t moved = 0;
+    lock();
+    for (uint32_t i = 0; mode == MODE_PYMALLOC && slots != NULL && i < slot_count; i++) {
+        moved += slots[i].address != 0 && slots[i].size <= small_limit;
+    }
+    unlock();
+    PyObject *result = printed && text != NULL ? Py_BuildValue("Ny#n", blocks, text, (Py_ssize_t)length, moved) : NULL;
     free(text);
     if (result == NULL && !PyErr_Occurred()) {
         Py_DECREF(blocks);
@@ -2085,7 +2092,7 @@ static PyMethodDef methods[] = {
     {"watch_native", sampler_watch_native, METH_O, "watch_native(on, /)\n--\n\nCharge malloc's growth to the stacks that are sampled."},
     {"native", sampler_native, METH_NOARGS, "native()\n--\n\nPer stack: (key, bytes, readings) of native growth."},
     {"pymalloc_statistics", sampler_pymalloc_statistics, METH_NOARGS,
-     "pymalloc_statistics()\n--\n\nBlocks of all Python allocators, and what pymalloc prints about itself; None if it prints nothing."},
+     "pymalloc_statistics()\n--\n\nBlocks of all Python allocators, what pymalloc prints about itself (None for all if nothing), small blocks moved out."},
     {"statistics", sampler_statistics, METH_NOARGS, "statistics()\n--\n\nWhat the sampler has done and what it costs."},
     {NULL, NULL, 0, NULL},
 };

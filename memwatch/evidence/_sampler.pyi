@@ -73,8 +73,9 @@ def watch_native(on: bool) -> None:
 def native() -> list[tuple[int, float, int]]:
     """Native growth per stack since `start`: `(key, bytes, readings)`. It includes Python's own blocks above 512 bytes."""
 
-def pymalloc_statistics() -> tuple[int, bytes] | None:
-    """`sys.getallocatedblocks()` and the text of pymalloc's statistics at the same moment; None where pymalloc is not in use.
+def pymalloc_statistics() -> tuple[int, bytes, int] | None:
+    """`sys.getallocatedblocks()`, the text of pymalloc's statistics at the same moment, and how many small blocks live outside of
+    its pools because they are sampled; None where pymalloc is not in use.
 
     pymalloc prints nothing while other functions stand before its own, so whoever wants its numbers while we sample asks here.
 

@@ -25,7 +25,7 @@ from memwatch.evidence.told import (
     measured,
     types_evidence,
 )
-from memwatch.model import Evidence
+from memwatch.model import Evidence, Kind
 
 SAMPLES_NEEDED = 24
 """A conclusion waits until the growth was sampled about this often ..."""
@@ -42,6 +42,8 @@ LEVELS_EVERY_S = 600.0
 TRACED_TICKS = 64
 TRACED_S = 60.0
 """tracemalloc that we started runs at most this long before there is a conclusion: it makes a program 2 to 12 times slower."""
+NOT_PYTHON = 0.2
+"""Growth of which Python's allocators gave out less than this part is not Python's."""
 FINE_BYTES = 4096
 """Bytes between two samples while resources are suspected."""
 COUNTED = ("fds", "threads", "children", "tasks")
@@ -57,6 +59,8 @@ class Conclusion(NamedTuple):
     bounded: Bounded | None
     cycles_share: float
     """Part of the growth that is garbage which the collector has not reached."""
+    kind: Kind | None = None
+    """What kind of growth it is, where the evidence knows better than the trend of the channels."""
 
 
 class Inquiry:
@@ -397,7 +401,7 @@ class Suspicion:
         self._stop_tracing()
         self._rest()
         kept = tuple(item for item in found if item.suspects or item.note)
-        return Conclusion(kept, tuple(levels), bounded, cycles_share)
+        return Conclusion(kept, tuple(levels), bounded, cycles_share, _kind(moment, question, self._level))
 
     def _native(self, moment: Moment, question: _Question) -> Evidence | None:
         """What is known of growth that no Python allocator gave out."""
@@ -422,6 +426,17 @@ class Suspicion:
         if self._inquiry.sampling is not None:
             self._inquiry.sampling.module.watch_native(False)
             self._inquiry.sampling.module.set_mean(self._inquiry.sampling.mean_bytes)
+
+
+def _kind(moment: Moment, question: _Question, level: sites.Level | None) -> Kind | None:
+    """`native` where malloc has grown and Python's allocators have not, whatever the channels look like."""
+    if question.sites is None or level is None or moment.verdict.kind != "python-heap":
+        return None
+    python = sum(suspect.share or 0.0 for suspect in question.sites.suspects)
+    before, after = level.readings.get("native"), moment.readings.get("native")
+    if before is None or after is None or python > NOT_PYTHON:
+        return None
+    return "native" if after - before >= 0.5 * measured(moment, level.readings, level.time_s) else None
 
 
 class _Question(NamedTuple):

@@ -7,6 +7,7 @@ and what has been read can be rendered.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import sqlite3
@@ -75,8 +76,9 @@ class Record:
         options = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=2.0, isolation_level=None)
         steps = STEPS_AT_LEAST + STEPS_PER_BYTE * path.stat().st_size
-        left = iter(range(steps // 1000))
-        connection.set_progress_handler(lambda: next(left, None) is None, 1000)
+        # No line of Python may run in there: a Ctrl-C that came just then would be raised in it, and SQLite drops what is raised.
+        left = itertools.chain(itertools.repeat(None, steps // 1000), itertools.repeat(1))
+        connection.set_progress_handler(left.__next__, 1000)
         try:
             check_schema(connection, self.path)
         except BaseException:

@@ -114,15 +114,16 @@ def bind() -> None:
     _patterns()
 
 
-_told: Callable[[], tuple[int, bytes] | None] | None = None
+_told: Callable[[], tuple[int, bytes, int] | None] | None = None
 
 
-def read_pools_with(told: Callable[[], tuple[int, bytes] | None] | None) -> None:
+def read_pools_with(told: Callable[[], tuple[int, bytes, int] | None] | None) -> None:
     """Let another function tell what pymalloc prints: it prints nothing while functions of somebody else stand before its own, and
     only who put them there can take them off for a moment.
 
     Args:
-        told: returns the blocks of all Python allocators and the text, or None if it has none either; None takes it back.
+        told: returns the blocks of all Python allocators, the text, and how many small blocks were moved out of the pools, or None
+            if it has none either; None takes it back.
     """
     global _told
     _told = told
@@ -137,7 +138,8 @@ def pools() -> Pools | None:
     """
     told = None if _told is None else _told()
     if told is not None:
-        return parse_pools(told[1], told[0])
+        parsed = parse_pools(told[1], told[0])
+        return None if parsed is None else parsed._replace(blocks=min(parsed.blocks + told[2], parsed.all_blocks))
     functions = _statistics_printer()
     if functions is None:
         return None
