@@ -387,7 +387,8 @@ class Suspicion:
                 found[0] = resources.with_origin(found[0], paths.made_at(self._inquiry.sampling.stack))
             else:
                 grown = measured(at, self._counts_at.readings, self._counts_at.now_s)
-                found.append(types_evidence(self._counts, counts, grown, paths, child.died))
+                apart_s = at.now_s - self._counts_at.now_s
+                found.append(types_evidence(self._counts, counts, grown, paths, child.died, apart_s=apart_s))
             found.append(paths.evidence(child.died))
             bounded = paths.bounded(moment)
             cycles_share = paths.cycles_share

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from memwatch.evidence import census, names
 from memwatch.model import Evidence, Suspect, Verdict
+from memwatch.units import format_duration
 
 TOP = 8
 BOUNDED_SHARE = 0.6
@@ -169,7 +170,13 @@ class Paths:
 
 
 def types_evidence(
-    before: census.Counts | None, after: census.Counts | None, measured: float | None, paths: Paths, died: str | None
+    before: census.Counts | None,
+    after: census.Counts | None,
+    measured: float | None,
+    paths: Paths,
+    died: str | None,
+    *,
+    apart_s: float,
 ) -> Evidence:
     """Which types grew: exactly, from two censuses; else estimated, from the types of the survivors."""
     sampled = paths.by_type()
@@ -182,7 +189,7 @@ def types_evidence(
             if size <= 0.01 * whole:
                 break
             suspects.append(Suspect(name, size, count, round(size / whole, 4), _best(sampled.get(name))))
-        note = None
+        note = f"exact: from two censuses {format_duration(apart_s)} apart"
     else:
         whole = max(sum(weight for weight, _ in sampled.values()), 1e-9)
         for name, (weight, _) in sorted(sampled.items(), key=lambda item: -item[1][0])[:TOP]:
