@@ -246,7 +246,7 @@ def cpu_time(directory: Path, rounds: int, columns: list[str]) -> None:
         started = time.process_time()
         for _ in range(5):
             run()
-        repeat = max(1, int(0.03 / max((time.process_time() - started) / 5, 1e-6)))
+        repeat = max(1, int(0.1 / max((time.process_time() - started) / 5, 1e-6)))
 
         def cost(run: Callable[[], object] = run, repeat: int = repeat) -> float:
             begun = time.process_time()
