@@ -21,7 +21,7 @@ from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.peaks import Peak, PeakMeter, read_mark
 from memwatch.gate.readings import Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
-from pytest_memwatch import crashlog, terminal
+from pytest_memwatch import baseline, crashlog, files, terminal
 from pytest_memwatch.judge import Case
 from pytest_memwatch.limits import ALIASES, Limits, Rules
 from pytest_memwatch.measure import Watch
@@ -61,8 +61,7 @@ class Gate:
         self._first: Reading | None = None
         self._phases: dict[str, int] = {}
         self._meter_peak: Peak | None = None
-        self._trouble = False
-        """A test has failed or was skipped: what it left is nobody's."""
+        self._comparison = baseline.Comparison()
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Read the limits of every test, before any runs.
@@ -306,6 +305,7 @@ class Gate:
         if found is not None:
             self.results.add(Row.from_dict(found))
 
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._first is not None:
             now = self._reader.read(small=True)
@@ -314,6 +314,11 @@ class Gate:
             self.results.growth = (self.results.growth or 0) + (_bytes(between(self._first, now)) or 0)
         if self.is_worker:
             self.config.workeroutput["memwatch"] = self.results.session_part()  # type: ignore[attr-defined]
+            return
+        self._comparison = baseline.compare(self.results, self.settings)
+        if self._comparison.worse and session.exitstatus == pytest.ExitCode.OK and self.settings.mode == "fail":
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        files.write(self.results, self.settings)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -329,7 +334,7 @@ class Gate:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.is_worker:
-            terminal.summary(terminalreporter, self.results, self.settings, self.log.left_behind())
+            terminal.summary(terminalreporter, self.results, self.settings, self.log.left_behind(), self._comparison)
 
     def _freeze(self) -> None:
         if not self._frozen and self.settings.gc_freeze:

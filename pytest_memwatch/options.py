@@ -14,6 +14,7 @@ import pytest
 from memwatch import units
 from memwatch.gate.limits import LimitError, count_of, size_of
 from memwatch.gate.peaks import ENGINES
+from pytest_memwatch.rules import Rule, parse_rule
 
 ENVIRONMENT = "MEMWATCH_PYTEST_"
 MODES = ("fail", "warn", "report")
@@ -66,6 +67,10 @@ def _channels(name: str, text: str) -> tuple[str, ...]:
     return words
 
 
+def _rules(name: str, text: str) -> tuple[Rule, ...]:
+    return tuple(parse_rule(part) for part in text.split(",") if part.strip())
+
+
 def _count(name: str, text: str) -> int:
     return count_of(name, text) or 0
 
@@ -98,7 +103,7 @@ OPTIONS = (
     ),
     Option("baseline", _text, None, "compare with this file; written if not there, or with --memwatch-update", "FILE"),
     Option("update", _flag, "no", "write the baseline anew"),
-    Option("fail-on", _text, None, "what is worse than the baseline allows: 'growth:20%%+1MB, peak:10%%'", "RULE"),
+    Option("fail-on", _rules, None, "what is worse than the baseline allows: 'growth:20%%+1MB, peak:10%%'", "RULE"),
     Option("crash-log", _text, None, "directory of the logs that name the test a killed worker ran [in pytest's cache]", "DIR"),
 )
 ON = Option("on", _flag, "no", "check every test")
@@ -118,7 +123,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in self._values.items()}
+        return {key: [str(one) for one in value] if isinstance(value, tuple) else value for key, value in self._values.items()}
 
 
 def add(parser: pytest.Parser) -> None:

@@ -12,6 +12,8 @@ from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLoca
 
 from memwatch import units
 from memwatch.gate.judging import MemoryGrowth
+from pytest_memwatch import files
+from pytest_memwatch.baseline import Comparison
 from pytest_memwatch.options import Settings
 from pytest_memwatch.results import LEAK, SUSPECT, WARMUP, Results, Row, size_of
 
@@ -34,12 +36,15 @@ def crash_text(told: dict[str, Any]) -> str:
     return f"{where} was killed or crashed while it ran {told['nodeid']}{resident}"
 
 
-def summary(reporter: Any, results: Results, settings: Settings, stale: list[dict[str, Any]]) -> None:
+def summary(reporter: Any, results: Results, settings: Settings, stale: list[dict[str, Any]], comparison: Comparison) -> None:
     """The section at the end."""
     write = reporter.write_line
     leaks, warm, suspects = results.of(LEAK), results.of(WARMUP), results.of(SUSPECT)
     quiet = reporter.config.get_verbosity() < 0
-    if not (leaks or warm or suspects or stale or results.crashes) and quiet:
+    if files.annotates(settings):
+        for line in files.workflow_commands(results):
+            write(line)
+    if not (leaks or warm or suspects or stale or results.crashes or comparison.worse) and quiet:
         return
     reporter.section("memwatch", sep="=")
     for told in [*stale, *results.crashes]:
@@ -53,6 +58,8 @@ def summary(reporter: Any, results: Results, settings: Settings, stale: list[dic
         for row in warm[: settings.top]:
             again = ", ".join(units.format_size(size) for size in row.repeats)
             write(f"  {units.format_size(row.growth):>9}  {row.nodeid}  (again: {again})")
+    for line in comparison.lines():
+        write(line)
     _worst(write, results, settings.top)
     fixtures = sorted(results.fixtures.values(), key=lambda row: -row.growth)[: settings.top]
     if any(row.growth >= 2**16 for row in fixtures):

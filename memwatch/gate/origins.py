@@ -113,6 +113,8 @@ def _resource_objects() -> dict[tuple[str, object], Any]:
     kinds: dict[int, str | None] = {}  # by the identity of a class: a metaclass may have a hash of its own
     for thing in gc.get_objects():
         kind = type(thing)
+        if kind in COMMON:  # most of them; without a call, which tracemalloc would make slow
+            continue
         if id(kind) not in kinds:
             kinds[id(kind)] = _channel_of(kind)
         channel = kinds[id(kind)]
@@ -136,6 +138,8 @@ def _channel_of(kind: type) -> str | None:
     return None
 
 
+COMMON = (dict, list, tuple, set, type(_number), property, type)
+"""What most objects are, and no resource is."""
 KINDS = {
     "fds": {"_io.FileIO", "_socket.socket"},
     "tasks": {"_asyncio.Task", "asyncio.tasks.Task"},

@@ -1,0 +1,111 @@
+"""Comparing a session with an earlier one: what a test may be worse by is a rule, the rest is told.
+
+Law: only tests that both sessions ran are compared, and a new test is never worse.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memwatch import units
+from pytest_memwatch.options import Settings
+from pytest_memwatch.results import Results, Row
+from pytest_memwatch.rules import Rule
+
+NOISE = 64 * 1024
+"""Without a rule, growth that is larger by less than this is not told (guess)."""
+DEFAULT = (Rule("growth", 0.2, 2**20),)
+
+
+@dataclass
+class Worse:
+    """One test that is worse than it was."""
+
+    nodeid: str
+    metric: str
+    before: int
+    now: int
+
+
+@dataclass
+class Comparison:
+    """What came of a comparison."""
+
+    path: str | None = None
+    compared: int = 0
+    worse: list[Worse] = field(default_factory=list)
+    better: int = 0
+    written: bool = False
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        if self.path is None:
+            return []
+        if self.written and not self.compared:
+            return [f"baseline written: {self.path}"]
+        told = [f"baseline {self.path}: {self.compared} tests compared, {len(self.worse)} worse, {self.better} better"]
+        for one in self.worse:
+            told.append(  # noqa: PERF401
+                f"  worse: {one.nodeid}: {one.metric} {units.format_size(one.before)} → {units.format_size(one.now)}"
+            )
+        return [*told, *(["baseline written anew"] if self.written else [])]
+
+
+def compare(results: Results, settings: Settings) -> Comparison:
+    """Compare with the baseline where one is given, and write it where it is missing or wanted anew.
+
+    Raises:
+        pytest.UsageError: the file is not a baseline of this plugin.
+    """
+    if settings.baseline is None:
+        return Comparison()
+    path = Path(settings.baseline)
+    found = Comparison(str(path))
+    if path.exists():
+        before = _read(path)
+        for nodeid, row in results.rows.items():
+            if nodeid in before:
+                found.compared += 1
+                _compare_row(row, before[nodeid], settings.fail_on or DEFAULT, found)
+    if settings.update or not path.exists():
+        rows = {row.nodeid: value for row in results.rows.values() if (value := _values(row))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"schema": 1, "memwatch": "pytest-baseline", "tests": rows}, indent=1, sort_keys=True) + "\n")
+        found.written = True
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, int]]:
+    try:
+        content: Any = json.loads(path.read_text())
+        tests = content["tests"]
+        if content.get("memwatch") != "pytest-baseline" or not isinstance(tests, dict):
+            raise ValueError("not one")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise pytest.UsageError(f"memwatch: {path} is not a baseline of memwatch's ({error}); write one anew") from None
+    return tests
+
+
+def _values(row: Row) -> dict[str, int]:
+    """What is compared: growth of the last repetition where the test was repeated, else of the first run, never below 0."""
+    growth = row.growth
+    if row.repeats and row.metric in ("heap", "rss", "python"):
+        growth = row.repeats[-1]
+    values = {"growth": growth, "peak": row.peak}
+    return {name: max(0, value) for name, value in values.items() if value is not None}
+
+
+def _compare_row(row: Row, before: dict[str, int], rules: tuple[Rule, ...], found: Comparison) -> None:
+    now = _values(row)
+    for rule in rules:
+        if rule.metric in now and rule.metric in before:
+            old, new = int(before[rule.metric]), now[rule.metric]
+            if not rule.allows(old, new):
+                found.worse.append(Worse(row.nodeid, rule.metric, old, new))
+            elif new < old - NOISE:
+                found.better += 1
