@@ -9,7 +9,7 @@ time: CPU seconds of the same workloads in one process, with and without in turn
 accuracy: root mean square error of live bytes per site, 20 sites of 5 MB, against the truth, with the theory's sqrt(R / L).
 
 Needs gcc (the empty hook is compiled here); instructions need valgrind; memray is left out where it is not installed. On an idle
-machine --quick takes about 3 minutes, the default 8, --all 12.
+machine --quick takes about 3 minutes, the default 8, --all half an hour.
 """
 
 from __future__ import annotations
@@ -167,13 +167,9 @@ def switch(who: str, on: bool, keep: dict[str, Any]) -> None:
 
 
 def watchers(every: bool) -> list[str]:
-    found = [
-        "empty malloc",
-        "sampler 64",
-        *(["empty all", "sampler 16", "sampler 512"] if every else []),
-        "tracemalloc 1",
-        "tracemalloc 25",
-    ]
+    found = ["empty malloc", "sampler 64", "tracemalloc 1"]
+    if every:
+        found += ["empty all", "sampler 16", "sampler 512", "tracemalloc 25"]  # the last takes minutes per workload
     return found + (["memray"] if importlib.util.find_spec("memray") else [])
 
 
@@ -233,6 +229,7 @@ def instructions(directory: Path, rounds: int, columns: list[str]) -> None:
             few, many = (count_instructions(who, workload, number, directory) for number in (0, rounds))
             costs[who] = many - few
         rows[workload] = {who: costs[who] / costs["bare"] for who in columns}
+        print(f"  {workload}: " + ", ".join(f"{who} {ratio:.3f}" for who, ratio in rows[workload].items()), flush=True)
     table(f"Instructions relative to no hook, {rounds} rounds", columns, rows)
     over = {workload: {"sampler/empty": row["sampler 64"] / row["empty malloc"]} for workload, row in rows.items()}
     table("Sampler at 64 KiB relative to the empty hook", ["sampler/empty"], over)
@@ -330,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["instructions", "time", "accuracy", []], default=[])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and only the empty hook and the default mean")
-    parser.add_argument("--all", action="store_true", help="other means too, and an empty hook of free")
+    parser.add_argument("--all", action="store_true", help="other means too, an empty hook of free, tracemalloc with 25 frames")
     parser.add_argument("--rounds", type=int, help="of each workload under callgrind, and turns of A B")
     options = parser.parse_args()
     what = options.what or ["instructions", "time", "accuracy"]
