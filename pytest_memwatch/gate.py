@@ -96,10 +96,11 @@ class Gate:
             return (yield)
         self._freeze()
         self.repeater.remember(item)
+        if self._first is None:
+            self._first = self._reader.read(small=True)
+            self.log.start(item.nodeid, self._first.rss)  # opens its file, which is not the test's
         before = self._reader.read(small=True)
         self._rss_floor = max(self._rss_floor, before.rss or 0)
-        if self._first is None:
-            self._first = before
         self.log.start(item.nodeid, before.rss)
         self._watch = Watch(item, limits, self._reader, before, self._rss_floor)
         self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])

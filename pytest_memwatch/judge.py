@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from memwatch import units
 from memwatch.evidence import names
 from memwatch.gate import resources
-from memwatch.gate.blocks import NOUNS, parts
+from memwatch.gate.blocks import counted, parts
 from memwatch.gate.explaining import Explanation, LineMeter, Look
 from memwatch.gate.judging import Decision, MemoryGrowth, course_of, decide_memory, worst
 from memwatch.gate.origins import Origins
@@ -218,7 +218,7 @@ class Case:
             counts = [sum(one.number for one in repeat.arrivals if one.channel == channel) for repeat in repeats]
             if channel != decision.metric and min(counts) > most:
                 groups = {one.group for one in repeats[-1].arrivals if one.channel == channel}
-                lines.append(f"also leaves {counts[-1]} {NOUNS[channel]}: {', '.join(sorted(groups)[:2])}")
+                lines.append(f"also leaves {counted(counts[-1], channel)}: {', '.join(sorted(groups)[:2])}")
 
     # -- words -----------------------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,10 @@ class Case:
         except BaseException:
             look.abandon()
             raise
-        found = look.conclude(size)
+        try:
+            found = look.conclude(size)
+        except Exception as problem:  # the verdict stands without it
+            return Explanation(notes=(f"nothing more is known: {type(problem).__name__}: {problem}",)), 0
         if error is not None:
             return Explanation(notes=(f"run once more it failed: {error}",)), 0
         return found, round(look.exempted)
@@ -331,9 +334,8 @@ class Case:
         row.kind = channel
         arrivals = [one for one in repeats[-1].arrivals if one.channel == channel]
         origins = self._origins()
-        noun = NOUNS[channel].replace("(s)", "s" if decision.growths[-1] != 1 else "").replace("(es)", "es")
         lines = [
-            f"leaves {decision.growths[-1]} {noun}, limit {row.limit}; in each of {len(repeats)} re-runs: "
+            f"leaves {counted(decision.growths[-1], channel)}, limit {row.limit}; in each of {len(repeats)} re-runs: "
             + ", ".join(map(str, decision.growths))
         ]
         for one in arrivals[:2]:

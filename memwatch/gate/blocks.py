@@ -124,11 +124,18 @@ class Measured:
             came = [arrival for arrival in self.resources if arrival.channel == channel]
             count = sum(arrival.number for arrival in came)
             if most is not None and count > most:
-                problems.append(f"{self._what} leaves {count} {NOUNS[channel]}: {came[0].group}")
+                problems.append(f"{self._what} leaves {counted(count, channel)}: {came[0].group}")
         return problems
 
 
-NOUNS = {"fds": "open descriptor(s)", "threads": "thread(s)", "children": "child process(es)", "tasks": "asyncio task(s)"}
+NOUNS = {"fds": "open descriptor", "threads": "thread", "children": "child process", "tasks": "asyncio task"}
+
+
+def counted(number: int, channel: str) -> str:
+    """`1 thread`, `2 child processes`."""
+    noun = NOUNS[channel]
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def parts(growth: Growth) -> str:

@@ -9,11 +9,11 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from memwatch.evidence import census, names, sites, told
+from memwatch.evidence import census, names, sites
 from memwatch.evidence.child import Child, refusal
 from memwatch.evidence.survivors import survivors
 from memwatch.model import Suspect
@@ -62,7 +62,7 @@ class Look:
 
     def begin(self) -> None:
         """Take the baselines; the run comes right after."""
-        self._counts = told.counts_of(self._child(census.Task(list, None, False)))
+        self._counts = _counts(self._child(census.Task(list, None, False)))
         try:
             module: Any = __import__("memwatch.evidence._sampler", fromlist=["running"])
             if module.running():  # a watcher of the program's own samples already: it goes on afterwards
@@ -95,10 +95,8 @@ class Look:
                 return []
 
             lines = self._child(census.Task(blocks, self._counts, True))
-            counts = told.counts_of(lines)
-            paths = told.Paths(lines, labels, float(growth), counted=False)
-            types = told.types_evidence(self._counts, counts, float(growth), paths, None).suspects
-            holders = paths.evidence(None).suspects
+            types = rank_types(self._counts, _counts(lines), growth)
+            holders = rank_holders(lines, growth)
         finally:
             self._end()
         return Explanation(ranked, types, holders, python, tuple(self._notes))
@@ -166,8 +164,46 @@ def rank_sites(grown: Sequence[sites.Growth], source: sites.SiteSource, growth: 
     return tuple(suspects), labels
 
 
+def _counts(lines: Sequence[Mapping[str, Any]]) -> census.Counts | None:
+    """The census in what a child told; None if it did not come so far."""
+    for line in lines:
+        if line.get("what") == "types":
+            return {str(name): (int(row[0]), int(row[1])) for name, row in line["types"].items()}
+    return None
+
+
+def rank_types(before: census.Counts | None, after: census.Counts | None, growth: int) -> tuple[Suspect, ...]:
+    """Types by growth between two censuses, the largest first."""
+    if before is None or after is None:
+        return ()
+    grown = sorted(((census.growth(name, after, before), name) for name in after), key=lambda row: -row[0][1])[:TOP]
+    whole = max(growth, 1)
+    return tuple(
+        Suspect(name, size, count, round(size / whole, 4)) for (count, size), name in grown if size >= max(1, TOLD_FROM * whole)
+    )
+
+
+def rank_holders(lines: Sequence[Mapping[str, Any]], growth: int) -> tuple[Suspect, ...]:
+    """Who holds the survivors, by the bytes that they stand for, from the paths that a child told."""
+    places: dict[str, tuple[float, tuple[str, ...]]] = {}
+    for line in lines:
+        if line.get("what") != "path" or line.get("status") not in (census.FOUND, census.FROM_C):
+            continue
+        trail = tuple(str(step) for step in line.get("trail") or ())
+        place = str(line["place"]) if line["status"] == census.FOUND else f"a reference held in C, to {line['type']}"
+        if place.startswith(RUNNER_HOLDERS):
+            continue
+        size, known = places.get(place, (0.0, ()))
+        places[place] = size + float(line["weight"]), max(known, trail, key=len)
+    ranked = sorted(places.items(), key=lambda item: -item[1][0])[:TOP]
+    whole = max(growth, 1)
+    return tuple(Suspect(place, round(size), None, round(size / whole, 4), trail) for place, (size, trail) in ranked)
+
+
 TOP = 8
 TOLD_FROM = 0.02
+RUNNER_HOLDERS = ("frame ", "module _pytest", "module pluggy")
+"""A frame that runs now is the runner's: nothing of the test's own runs any more."""
 RUNNERS = ("_pytest/", "pluggy/", "pytest_memwatch/", "xdist/", "execnet/")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from memwatch import units
 from memwatch.gate import resources
-from memwatch.gate.blocks import NOUNS, parts
+from memwatch.gate.blocks import counted as named
+from memwatch.gate.blocks import parts
 from memwatch.gate.explaining import Explanation, LineMeter, Look
 from memwatch.gate.judging import MemoryGrowth, is_fading
 from memwatch.gate.limits import LimitError, size_of
@@ -97,7 +98,7 @@ def assert_no_leak(
     if piles:
         arrival = arrived[0]
         raise MemoryGrowth(
-            f"each round leaves more {NOUNS[arrival.channel]}: {arrival.group}, {arrival.number} after {calls} calls"
+            f"each round leaves more: {named(arrival.number, arrival.channel)} after {calls} calls: {arrival.group}"
             + "".join(f"\n  made at  {line}" for line in arrival.trail[:2]),
             {"calls": calls, "resources": [one._asdict() for one in arrived]},
         )

@@ -149,8 +149,11 @@ KINDS = {
 
 
 def _made_at(thing: object) -> tuple[str, ...]:
-    trace = tracemalloc.get_object_traceback(thing)
-    if trace is None:
-        return ()
-    frames = [frame for frame in reversed(list(trace)) if not names.is_ours(frame.filename)]
-    return tuple(f"{names.short_file(frame.filename)}:{frame.lineno}" for frame in frames if not names.is_standard(frame.filename))
+    """The frames that made it; where tracemalloc does not know the object (3.11, instances with a dictionary), its attributes'."""
+    for part in (thing, *(names.instance_dict(thing) or {}).values()):
+        trace = tracemalloc.get_object_traceback(part)
+        frames = [] if trace is None else [frame for frame in reversed(list(trace)) if not names.is_ours(frame.filename)]
+        told = [f"{names.short_file(frame.filename)}:{frame.lineno}" for frame in frames if not names.is_standard(frame.filename)]
+        if told:
+            return tuple(told)
+    return ()

@@ -140,6 +140,7 @@ class Reader:
         if sys.platform == "linux":
             self._statm = process.OpenFile("/proc/self/statm")
             self._stat = process.OpenFile("/proc/self/stat")
+            self._resident(), self._threads()  # open both now, so that they are in every count
 
     def _resident(self) -> int | None:
         if self._statm is not None:

@@ -1,0 +1,384 @@
+"""What counts as a leak, and what does not."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_runs import MIB, run
+
+pytest_plugins = ["pytester"]
+
+
+def test_a_python_leak_names_its_line_its_type_and_its_holder(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_leak():
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+    row = outcome.row("test_leak")
+    assert row["verdict"] == "leak" and row["metric"] == "heap" and row["kind"] == "Python heap"
+    assert len(row["repeats"]) == 3 and all(abs(size - 5_000_000) < 100_000 for size in row["repeats"])
+    assert row["sites"][0]["label"] == "test_it.py:4 test_leak"
+    assert row["types"][0]["label"] == "bytearray"
+    assert row["holders"][0]["label"].startswith("module test_it → KEPT")
+
+
+def test_a_leak_into_many_small_objects_is_measured_where_rss_may_not_move(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_leak():
+            KEPT.append([[] for _ in range(50_000)])
+    """)  # fmt: skip
+    row = outcome.row("test_leak")
+    assert row["verdict"] == "leak" and row["kind"] == "Python heap" and "blocks +4" in row["message"]
+
+
+@pytest.mark.parametrize("body", ["libc.memset(libc.malloc(5_000_000), 1, 5_000_000)", "[libc.malloc(1024) for _ in range(5120)]"])
+def test_a_native_leak_is_told_to_be_one_with_its_line(pytester: pytest.Pytester, body: str) -> None:
+    outcome = run(pytester, f"""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
+        libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+        def test_leak():
+            {body}
+    """)  # fmt: skip
+    row = outcome.row("test_leak")
+    assert row["verdict"] == "leak" and row["kind"] == "native heap"
+    assert row["sites"][0]["label"].startswith("test_it.py:8 test_leak")
+    assert not row["holders"] and "no Python object" in row["message"]
+
+
+def test_mapped_memory_that_no_allocator_knows_is_found_by_rss_and_says_so(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import mmap
+        KEPT = []
+
+        def test_leak():
+            pages = mmap.mmap(-1, 8_000_000)
+            pages.write(bytes(8_000_000))
+            KEPT.append(pages)
+    """)  # fmt: skip
+    row = outcome.row("test_leak")
+    assert row["verdict"] == "leak" and row["metric"] == "rss"
+    assert "outside malloc" in row["message"]
+
+
+def test_memory_that_was_freed_is_no_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        def test_freed():
+            bytearray(200_000_000)
+
+        def test_small_freed():
+            [[] for _ in range(300_000)]
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2}
+    assert set(outcome.verdicts().values()) <= {"clean", "warm-up"}
+
+
+def test_first_use_is_a_warm_up_and_no_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import functools
+
+        @functools.lru_cache
+        def table():
+            return bytearray(30_000_000)
+
+        def test_first():
+            table()
+
+        def test_second():
+            table()
+
+        def test_imports():
+            import xml.dom.minidom, decimal, email.mime.multipart, sqlite3, asyncio, http.server
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 3}
+    assert outcome.verdicts()["test_first"] == "warm-up" and outcome.verdicts()["test_second"] == "clean"
+    assert "warm-ups, not leaks" in outcome.text
+
+
+def test_a_cycle_that_nobody_has_collected_is_no_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        def test_cycle():
+            pair = [bytearray(5_000_000)]
+            pair.append(pair)
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1} and outcome.verdicts() == {"test_cycle": "clean"}
+    assert outcome.row("test_cycle")["reruns"] == 0
+
+
+def test_what_a_fixture_frees_in_its_tear_down_is_no_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def held():
+            KEPT.append(bytearray(6_000_000))
+            yield KEPT
+            KEPT.clear()
+
+        def test_held(held):
+            held.append(bytearray(6_000_000))
+
+        def test_last(held):
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2} and set(outcome.verdicts().values()) == {"clean"}
+
+
+def test_a_leak_inside_a_fixture_is_named_by_it(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def leaky():
+            KEPT.append(bytearray(4_000_000))
+
+        def test_one(leaky):
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+    message = outcome.row("test_one")["message"]
+    assert "in  the set-up of fixture 'leaky'" in message and "test_it.py:6 leaky" in message
+
+
+def test_a_leak_in_a_tear_down_is_an_error_of_the_tear_down(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def leaky():
+            yield
+            KEPT.append(bytearray(4_000_000))
+
+        def test_one(leaky):
+            pass
+
+        def test_two(leaky):
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2, "errors": 2}
+    assert "ERROR at teardown of test_one" in outcome.text
+
+
+def test_a_wider_fixture_is_charged_by_name_and_not_to_its_first_user(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def inner():
+            return bytearray(20_000_000)
+
+        @pytest.fixture(scope="session")
+        def outer():
+            return bytearray(50_000_000)
+
+        @pytest.fixture(scope="module")
+        def asks(request):
+            kept = bytearray(10_000_000)
+            return request.getfixturevalue("inner"), kept
+
+        def test_first(outer, asks):
+            pass
+
+        def test_second(outer, asks):
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2} and set(outcome.verdicts().values()) == {"clean"}
+    sizes = {row["name"].split()[0]: row["growth"] for row in outcome.data["fixtures"]}
+    assert abs(sizes["outer"] - 50_000_000) < MIB
+    assert abs(sizes["inner"] - 20_000_000) < MIB
+    assert abs(sizes["asks"] - 10_000_000) < MIB  # without what it asked for
+    assert "fixtures by growth" in outcome.text
+
+
+def test_what_a_wider_fixture_frees_does_not_hide_a_leak_of_the_last_test(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture(scope="module")
+        def wide():
+            held = [bytearray(50_000_000)]
+            yield held
+            held.clear()
+
+        @pytest.fixture
+        def leaky(wide):
+            yield
+            KEPT.append(bytearray(5_000_000))
+
+        def test_last(leaky):
+            pass
+    """)  # fmt: skip
+    assert outcome.row("test_last")["verdict"] == "leak"
+
+
+def test_thirty_small_leaks_are_one_large_one(pytester: pytest.Pytester) -> None:
+    lines = "\n".join(f"            KEPT.append(bytearray(900_000))  # {number}" for number in range(30))
+    outcome = run(pytester, f"""
+        KEPT = []
+
+        def test_leak():
+{lines}
+    """)  # fmt: skip
+    row = outcome.row("test_leak")
+    assert row["verdict"] == "leak" and row["repeats"][0] > 26_000_000
+
+
+def test_failed_and_skipped_tests_are_not_judged_nor_charged_to_their_neighbours(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        def test_fails():
+            local = bytearray(20_000_000)
+            KEPT.append(open(__file__))
+            assert False
+
+        def test_after():
+            pass
+
+        def test_skips():
+            KEPT.append(bytearray(20_000_000))
+            pytest.skip("no")
+
+        def test_last():
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1, "passed": 2, "skipped": 1}
+    assert set(outcome.verdicts().values()) == {"clean"}
+    assert outcome.row("test_fails")["note"] == "failed or skipped: not judged"
+
+
+def test_growth_that_fades_is_no_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT, sizes = [], [16_000_000, 8_000_000, 5_000_000, 3_000_000, 1_500_000, 100_000, 0, 0, 0, 0]
+
+        def test_fades():
+            KEPT.append(bytearray(sizes.pop(0)))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1}
+    row = outcome.row("test_fades")
+    assert row["verdict"] == "warm-up" and row["repeats"][-1] < MIB
+
+
+def test_a_test_that_changed_the_world_is_suspect_and_fails_only_if_strict(pytester: pytest.Pytester) -> None:
+    source = """
+        KEPT = []
+
+        def test_once():
+            assert not KEPT
+            KEPT.append(bytearray(5_000_000))
+    """
+    outcome = run(pytester, source)
+    assert outcome.counts() == {"passed": 1, "warnings": 1}
+    assert outcome.row("test_once")["verdict"] == "suspect"
+    assert "cannot be repeated" in outcome.text and "AssertionError" in outcome.row("test_once")["note"]
+    assert run(pytester, source, "--memwatch-strict").counts() == {"failed": 1}
+
+
+def test_rerun_0_judges_once_and_says_so(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import functools
+
+        @functools.lru_cache
+        def table():
+            return bytearray(5_000_000)
+
+        def test_first():
+            table()
+    """, "--memwatch-rerun=0")  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+    assert "judged once (rerun=0)" in outcome.text and outcome.row("test_first")["reruns"] == 0
+
+
+def test_what_pytest_keeps_of_the_output_is_not_the_tests(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import logging
+
+        def test_prints(capsys):
+            print("x" * 4_000_000)
+
+        def test_prints_more():
+            print("x" * 4_000_000)
+            logging.getLogger().warning("y" * 3_000_000)
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2} and "leak" not in outcome.verdicts().values()
+
+
+def test_repetitions_leave_no_trace_in_the_report(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_leak(record_property, caplog):
+            record_property("key", len(KEPT))
+            print("spoken once")
+            KEPT.append(bytearray(5_000_000))
+    """, "-rA", "--junitxml=junit.xml")  # fmt: skip
+    assert outcome.text.count("spoken once") <= 2  # once in the failure, once more with -rA
+    junit = (pytester.path / "junit.xml").read_text()
+    assert junit.count('name="key"') == 1 and 'name="memwatch_verdict" value="leak"' in junit
+    assert '<failure message="MemoryGrowth: retains' in junit
+
+
+def test_function_scope_fixtures_are_made_anew_for_every_repetition(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT, made, instances = [], [], set()
+
+        @pytest.fixture
+        def fresh(tmp_path):
+            made.append(tmp_path)
+            yield len(made)
+            made.append("torn down")
+
+        class TestIt:
+            def test_leak(self, fresh):
+                assert not hasattr(self, "used")
+                self.used = True
+                KEPT.append(bytearray(5_000_000))
+
+        def test_afterwards():
+            assert made[0::2] != made[1::2] and set(made[1::2]) == {"torn down"}
+            assert len(set(map(str, made[0::2]))) == len(made) // 2 >= 4
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1, "passed": 1}
+    assert outcome.row("test_leak")["verdict"] == "leak"
+
+
+def test_an_error_of_a_tear_down_that_came_early_is_an_error_of_the_tear_down(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def broken():
+            yield
+            raise RuntimeError("broken tear-down")
+
+        def test_leak(broken):
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "errors": 1}
+    assert "ERROR at teardown" in outcome.text and "broken tear-down" in outcome.text
+
+
+def test_a_small_leak_is_found_where_the_limit_is_small(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_leak():
+            KEPT.append([object() for _ in range(2_000)])
+
+        def test_fine():
+            [object() for _ in range(2_000)]
+    """, "--memwatch-growth=20KiB")  # fmt: skip
+    assert outcome.counts() == {"failed": 1, "passed": 1}
