@@ -65,7 +65,7 @@ def test_exact_counts_and_sampled_bytes_agree_on_how_much_grew() -> None:
     sampled = sum(suspect["bytes"] for suspect in found["evidence"]["sites"]["suspects"])
     # The standard error of 8 MB sampled every 64 KiB is 9 %.
     assert sampled == pytest.approx(exact, rel=0.5)
-    assert found["evidence"]["types"]["explains"] > 0.9
+    assert found["evidence"]["types"]["explains"] > 0.7
 
 
 def test_an_unbounded_lru_cache_is_named_with_its_function() -> None:

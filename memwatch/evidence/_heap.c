@@ -160,6 +160,10 @@ keep_thread(PyThreadState *tstate)
     Py_XINCREF(tstate->async_exc);
     Py_XINCREF(tstate->async_gen_firstiter);
     Py_XINCREF(tstate->async_gen_finalizer);
+#if PY_VERSION_HEX >= 0x030D0000
+    Py_XINCREF(tstate->threading_local_key);
+    Py_XINCREF(tstate->threading_local_sentinel);
+#endif
 #if PY_VERSION_HEX >= 0x030C0000
     Py_XINCREF(tstate->current_exception);
 #else
