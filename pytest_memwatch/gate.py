@@ -59,6 +59,10 @@ class Gate:
         self._rss_floor = 0
         self._frozen = False
         self._first: Reading | None = None
+        self._level: Reading = Reading(0, None, None, None, None, None, None, None)
+        """Before the last test."""
+        self._debt = 0
+        """Bytes that came since the process was last at rest: so much of what a collection frees may be older than the test."""
         self._phases: dict[str, int] = {}
         self._meter_peak: Peak | None = None
         self._comparison = baseline.Comparison()
@@ -97,12 +101,15 @@ class Gate:
         self._freeze()
         self.repeater.remember(item)
         if self._first is None:
-            self._first = self._reader.read(small=True)
-            self.log.start(item.nodeid, self._first.rss)  # opens its file, which is not the test's
+            self.log.start(item.nodeid, None)  # opens its file, which is not the test's
+            settle(self._reader)
+            self._first = self._level = self._reader.read(small=True)
         before = self._reader.read(small=True)
+        self._debt += max(0, _bytes(between(self._level, before)) or 0)
+        self._level = before
         self._rss_floor = max(self._rss_floor, before.rss or 0)
         self.log.start(item.nodeid, before.rss)
-        self._watch = Watch(item, limits, self._reader, before, self._rss_floor)
+        self._watch = Watch(item, limits, self._reader, before, self._rss_floor, self._debt)
         self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
         self._points: list[blocks.Checkpoint] = []
         blocks.listen(self._points)
@@ -220,14 +227,15 @@ class Gate:
         """Settle; and if it still is suspicious, repeat and judge.  Raises MemoryGrowth for a leak."""
         __tracebackhide__ = True
         channels = tuple(watch.limits.counts)
+        self._debt = 0  # from here on there is no garbage
         if not watch.suspicion().peak:
             settle(self._reader, watch.baseline() if not early else None, channels=channels)
-            if not watch.suspicion():
+            if not watch.suspicion(settled=True):
                 return
         if early:
             watch.late_error = self.repeater.finish_first(watch.item)
             settle(self._reader, watch.baseline(), channels=channels)
-            if watch.late_error is not None or not watch.suspicion():
+            if watch.late_error is not None or not watch.suspicion(settled=True):
                 return
         watch.judged = True
         case = Case(lambda: self._repeat(watch), watch.limits, self._reader, self._row, self._phase)

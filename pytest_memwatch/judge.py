@@ -23,7 +23,7 @@ from memwatch.gate.readings import RESOURCES, Growth, Reader, between
 from memwatch.gate.settling import PATIENCE_S, settle
 from memwatch.model import Suspect
 from pytest_memwatch.limits import Limits
-from pytest_memwatch.results import LEAK, SUSPECT, WARMUP, Row
+from pytest_memwatch.results import CLEAN, LEAK, SUSPECT, WARMUP, Row
 
 RUNNERS = ("_pytest", "pluggy", "memwatch", "pytest_memwatch", "pytest")
 LARGE = 0.5
@@ -90,9 +90,9 @@ class Case:
             repeats.append(repeat)
             decision = self._decide(repeats)
         if decision.course == "fine":
-            row.verdict = WARMUP
             row.repeats, row.metric = self._memory_of(repeats)
-            row.note = "the first run alone grew"
+            if not (limits.objects and limits.growth is None):  # objects are always counted in repetitions
+                row.verdict, row.note = WARMUP, "the first run alone grew"
             return None
         return self._leak(decision, repeats)
 
@@ -226,7 +226,7 @@ class Case:
         row, size = self._row, decision.growths[-1]
         found, ignored = self._look(size)
         if ignored > 0 and self._limits.growth is not None and min(decision.growths) - ignored <= self._limits.growth:
-            row.verdict, row.note = WARMUP, f"{units.format_size(ignored)} of each run are ignored by the marker"
+            row.verdict, row.note = CLEAN, f"{units.format_size(ignored)} of each run are ignored by the marker"
             return []
         python = found.python_bytes
         small = max(0, last.python or 0)

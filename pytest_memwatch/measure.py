@@ -33,10 +33,11 @@ class Watch:
 
     Args:
         before: the process before its set-up.
+        debt: bytes of garbage that may have been there before.
         rss_floor: the highest RSS that any test has left so far: what is below is memory used again.
     """
 
-    def __init__(self, item: pytest.Item, limits: Limits, reader: Reader, before: Reading, rss_floor: int) -> None:
+    def __init__(self, item: pytest.Item, limits: Limits, reader: Reader, before: Reading, rss_floor: int, debt: int) -> None:
         self.item = item
         self.limits = limits
         self.before = before
@@ -51,6 +52,7 @@ class Watch:
         """What an early tear-down raised: belongs to the tear-down phase."""
         self._reader = reader
         self._rss_floor = rss_floor
+        self._debt = debt
         self._sections = len(item._report_sections)
 
     def exclude(self, so_far: Growth, counts: dict[str, int], before: Reading, after: Reading) -> Growth:
@@ -80,8 +82,14 @@ class Watch:
             growth = growth._replace(malloc=growth.malloc - kept)
         return growth
 
-    def suspicion(self) -> Suspicion:
-        """Whether anything is over a limit, at first sight.  15 µs; 0.1 ms if many blocks came."""
+    def suspicion(self, *, settled: bool = False) -> Suspicion:
+        """Whether anything is over a limit, at first sight.
+
+        Args:
+            settled: garbage has been collected, which may have been older than the test.
+
+        Cost: 15 µs; 0.1 ms if many blocks came.
+        """
         limits = self.limits
         now = self._reader.read()
         memory = False
@@ -89,10 +97,11 @@ class Watch:
             memory = True
         elif limits.growth is not None:
             growth = between(self.before, now).less(self.excluded)
-            if growth.blocks * SMALL_BLOCK + max(0, growth.malloc or 0) > limits.growth or growth.malloc is None:
+            most = growth.blocks * SMALL_BLOCK + max(0, growth.malloc or 0)
+            if settled or most > limits.growth or growth.malloc is None:
                 growth = self.growth(exact=True)
                 heap = growth.heap if growth.heap is not None else growth.at_most
-                memory = heap > limits.growth
+                memory = heap + (self._debt if settled else 0) > limits.growth
             new_rss = (now.rss or 0) - max(self.before.rss or 0, self._rss_floor) - max(0, self.excluded.rss or 0)
             memory = memory or new_rss - max(0, growth.at_most) > limits.growth + RSS_SLACK
         counts = any(

@@ -23,7 +23,9 @@ pytest_plugins = ["pytester"]
     ],
     ids=["file", "descriptor", "socket", "thread", "child", "task"],
 )  # fmt: skip
-def test_a_resource_that_is_left_is_named_with_its_origin(pytester: pytest.Pytester, body: str, metric: str, words: list[str]) -> None:
+def test_a_resource_that_is_left_is_named_with_its_origin(
+    pytester: pytest.Pytester, body: str, metric: str, words: list[str]
+) -> None:
     outcome = run(pytester, f"""
         import asyncio, os, socket, subprocess, threading, time
         KEPT = []

@@ -48,7 +48,7 @@ def test_a_native_leak_is_told_to_be_one_with_its_line(pytester: pytest.Pytester
     """)  # fmt: skip
     row = outcome.row("test_leak")
     assert row["verdict"] == "leak" and row["kind"] == "native heap"
-    assert row["sites"][0]["label"].startswith("test_it.py:8 test_leak")
+    assert row["sites"][0]["label"].startswith("test_it.py:7 test_leak")
     assert not row["holders"] and "no Python object" in row["message"]
 
 
@@ -369,6 +369,23 @@ def test_an_error_of_a_tear_down_that_came_early_is_an_error_of_the_tear_down(py
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 1, "errors": 1}
     assert "ERROR at teardown" in outcome.text and "broken tear-down" in outcome.text
+
+
+def test_garbage_of_the_tests_before_does_not_hide_a_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import gc, pytest
+        KEPT = []
+        gc.disable()
+
+        @pytest.mark.parametrize("number", range(10))
+        def test_garbage(number):
+            pair = [bytearray(500_000)]
+            pair.append(pair)
+
+        def test_leak():
+            KEPT.append(bytearray(3_000_000))
+    """)  # fmt: skip
+    assert outcome.verdicts()["test_leak"] == "leak" and outcome.counts() == {"passed": 10, "failed": 1}
 
 
 def test_a_small_leak_is_found_where_the_limit_is_small(pytester: pytest.Pytester) -> None:
