@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 
 from memwatch import config as settings
 from memwatch import forks, osthread, units
-from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment
+from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment, Sampling
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
@@ -579,6 +579,8 @@ class Watcher:
         # Both waits are bounded: a hook or a disk that hangs must not keep the program from ending.
         if self._thread is not None:
             self._thread.wait_gone(END_WAIT_S)
+        if self._inquiry.pending:
+            self._tell_what_is_held()
         if self._record_lock.acquire(timeout=END_WAIT_S):
             try:
                 worthless = self._forked and self._tally.samples < 3
@@ -587,8 +589,20 @@ class Watcher:
                 self._record_lock.release()
         with self._state_lock:
             self._inquiry.end()
+            if not Sampling.in_use():
+                read_pools_with(None)
             if self._vitals is not None:
                 self._vitals.close()
+
+    def _tell_what_is_held(self) -> None:
+        """A leak is being looked at and the end has come: wait a moment for the evidence, and tell it in any case."""
+        deadline_s = time.monotonic() + END_WAIT_S
+        while self._inquiry.looking and not self._inquiry.poll() and time.monotonic() < deadline_s:
+            self._alarm.wait(0.02)
+        self.tick()
+        if self._inquiry.pending:
+            self._inquiry.give_up()
+            self.tick()
 
     # -- fork and exit (called by memwatch.forks) ------------------------------------------------------------------------------
 

@@ -243,7 +243,30 @@ def grow():
         new = Link(); new.value = "value %d" % i; new.next = HEAD.next; HEAD.next = new
 """)
     assert first(found, "holders")["label"] == "module app → HEAD (app.Link)"
-    assert "a chain of them" in first(found, "holders")["trail"][0]
+    assert first(found, "holders")["trail"][0].startswith("app.Link (a chain of ")
+
+
+def test_a_chain_of_built_in_containers_is_told_by_its_own_beginning_and_no_other() -> None:
+    found = examined("""
+chain = None
+def grow():
+    global chain
+    for i in range(20000): chain = (chain, i + 0.5)
+""")
+    assert first(found, "holders")["label"] == "module app → chain (tuple)"
+    assert first(found, "holders")["trail"][0].startswith("tuple (a chain of ")
+    assert first(found, "holders")["share"] > 0.7
+
+
+def test_a_chain_of_two_types_in_turn_is_told_by_its_beginning() -> None:
+    found = examined("""
+class Node: pass
+HEAD = Node()
+def grow():
+    for i in range(3000):
+        node = Node(); node.value = "value %d" % i; node.links = [getattr(HEAD, "links", None)]; HEAD.links = [node]
+""")
+    assert first(found, "holders")["label"].startswith("module app → HEAD (app.Node)")
 
 
 def test_cycles_that_the_collector_has_not_reached_are_said_to_be_that() -> None:

@@ -208,3 +208,25 @@ while True:
 
     assert select.select([descriptor], [], [], 10)[0]
     os.close(descriptor)
+
+
+def test_a_leak_whose_evidence_is_not_in_when_the_program_ends_is_told_all_the_same(tmp_path: Path) -> None:
+    program = """
+import time
+import memwatch
+from memwatch.evidence import census
+census.run = lambda task: time.sleep(60)  # a heap that takes longer than the program lives
+watcher = memwatch.start(interval="0.05s", name="case", memory_limit="2GiB")
+kept = []
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline and not watcher._inquiry.pending:
+    for _ in range(60): kept.append("x" * 400)
+    time.sleep(0.01)
+"""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MEMWATCH")} | {"MEMWATCH_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    (path,) = find_records(tmp_path)
+    report = read_report(path)
+    assert states(report)[-1] == "leaking"
+    assert "LEAK  case[" in result.stderr

@@ -9,6 +9,7 @@ Law: the watched process pays for a few instructions per allocation and for the 
 """
 
 from memwatch.evidence.inquiry import Conclusion, Inquiry
+from memwatch.evidence.sites import Sampling
 from memwatch.evidence.told import Bounded, Moment
 
-__all__ = ["Bounded", "Conclusion", "Inquiry", "Moment"]
+__all__ = ["Bounded", "Conclusion", "Inquiry", "Moment", "Sampling"]

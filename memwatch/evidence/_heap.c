@@ -961,6 +961,7 @@ owner(PyObject *Py_UNUSED(module), PyObject *argument)
 #define KINDS_PER_CHILD 12
 #define PARENTS_PER_KIND 3
 #define MOST_LEVELS 40
+#define CHAIN_LEVELS 18
 #define FAR 1000000
 #define FRAME_PENALTY 6 /* a module's global up to this many steps further away is the better answer (guess) */
 
@@ -1250,6 +1251,7 @@ paths(PyObject *Py_UNUSED(module), PyObject *arguments)
         numbers[i] = number < owners_count && owners[number] != NULL ? node_of(&search, owners[number], 1) : -1;
     }
     size_t distinct = search.count;
+    int whole = 0;
     for (search.level = 1; search.level < MOST_LEVELS && !search.failed; search.level++) {
         search.fresh = 0;
         for_each_container(meet_holder, &search);
@@ -1257,10 +1259,14 @@ paths(PyObject *Py_UNUSED(module), PyObject *arguments)
             for_each_tracked(meet_frame_holder, &search);
         }
         if (spread(&search, penalty, all_roots, distinct) == distinct || !search.fresh) {
+            whole = 1;
             break;
         }
+        if (search.level >= CHAIN_LEVELS && search.fresh <= 2 * distinct) {
+            break; /* a long chain: `climb` goes along it at once */
+        }
     }
-    if (search.level >= MOST_LEVELS) { /* who holds the last ones was not asked any more */
+    if (!whole) { /* who holds the last ones was not asked any more */
         for (size_t i = 0; i < search.count; i++) {
             search.nodes[i].cut |= search.nodes[i].level >= search.level - 1;
         }
@@ -1377,66 +1383,116 @@ instances(PyObject *Py_UNUSED(module), PyObject *type)
     return result;
 }
 
+/* One holder for each object, of the types that a long chain is made of. */
+#define MOST_LINKS (1 << 23)
+#define LINK_TYPES 4
+
 typedef struct {
-    PyTypeObject *type;
-    PyObject *found[DRAWN];
+    PyTypeObject *types[LINK_TYPES];
     int count;
-} Entries;
+    PyObject *start;
+    PyObject **holders; /* by number */
+    size_t used, room;
+    Table index; /* object -> number of its holder */
+    PyObject *holder;
+    int failed;
+} Climb;
 
 static int
-meet_entry(PyObject *object, void *context)
+is_link(const Climb *climb, PyObject *object)
 {
-    Entries *entries = context;
-    if (object == NULL || Py_TYPE(object) != entries->type) {
+    for (int i = 0; i < climb->count; i++) {
+        if (Py_TYPE(object) == climb->types[i]) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int
+meet_link(PyObject *object, void *context)
+{
+    Climb *climb = context;
+    if (object == NULL || object == climb->holder || !(object == climb->start || is_link(climb, object))) {
         return 0;
     }
-    for (int i = 0; i < entries->count; i++) {
-        if (entries->found[i] == object) {
+    if (climb->used == climb->room) {
+        size_t room = climb->room ? 2 * climb->room : 65536;
+        PyObject **grown = room > MOST_LINKS ? NULL : realloc(climb->holders, room * sizeof(PyObject *));
+        if (grown == NULL) {
+            climb->failed = 1;
             return 0;
         }
+        climb->holders = grown;
+        climb->room = room;
     }
-    if (entries->count < DRAWN) {
-        entries->found[entries->count++] = object;
+    int fresh = table_add(&climb->index, (uintptr_t)object, (uint32_t)climb->used);
+    if (fresh < 0) {
+        climb->failed = 1;
+    }
+    else if (fresh) {
+        climb->holders[climb->used++] = climb->holder;
     }
     return 0;
 }
 
 static int
-meet_other(PyObject *object, void *context)
+meet_link_holder(PyObject *object, void *context)
 {
-    Entries *entries = context;
-    /* Not from a container that holds many: whoever is in one has a short path, and was found. */
-    if (Py_TYPE(object) != entries->type && !PyFrame_Check(object) && entries->count < DRAWN) {
-        traverse_all(object, meet_entry, entries);
+    Climb *climb = context;
+    if (is_link(climb, object)) {
+        climb->holder = object;
+        traverse_all(object, meet_link, climb);
     }
-    return 0;
+    return climb->failed;
 }
 
-PyDoc_STRVAR(entries_doc,
-"entries(type)\n--\n\n"
-"Instances of exactly *type* that something of another type refers to: where a long chain of them begins.  Returns numbers.\n");
+PyDoc_STRVAR(climb_doc,
+"climb(number, types)\n--\n\n"
+"Go up from an owner along holders of these types (at most four) for as long as there is one: to where a long chain begins.\n"
+"Returns (the number of what is there, links passed), or None if there is no such holder, no end, or not enough memory.\n");
 
 static PyObject *
-entries(PyObject *Py_UNUSED(module), PyObject *type)
+climb(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    if (demand_child() < 0) {
+    Py_ssize_t number;
+    PyObject *types_given;
+    if (!PyArg_ParseTuple(arguments, "nO!:climb", &number, &PyList_Type, &types_given) || demand_child() < 0) {
         return NULL;
     }
-    if (!PyType_Check(type)) {
-        PyErr_SetString(PyExc_TypeError, "a type is wanted");
-        return NULL;
+    if (number < 0 || (size_t)number >= owners_count || owners[number] == NULL || PyList_GET_SIZE(types_given) > LINK_TYPES) {
+        Py_RETURN_NONE;
     }
-    Entries found;
-    memset(&found, 0, sizeof(found));
-    found.type = (PyTypeObject *)type;
-    for_each_container(meet_other, &found);
-    PyObject *result = PyList_New(0);
-    for (int i = 0; result != NULL && i < found.count; i++) {
-        if (add_owner(found.found[i], result) < 0) {
-            Py_CLEAR(result);
+    Climb up;
+    memset(&up, 0, sizeof(up));
+    up.start = owners[number];
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(types_given); i++) {
+        up.types[up.count++] = (PyTypeObject *)PyList_GET_ITEM(types_given, i);
+    }
+    PyObject *head = NULL;
+    size_t links = 0;
+    if (table_make(&up.index, 1 << 17, 1) == 0) {
+        for_each_container(meet_link_holder, &up);
+        uint32_t holder;
+        PyObject *current = up.start;
+        while (!up.failed && links <= up.used && table_has(&up.index, (uintptr_t)current, &holder)) {
+            current = up.holders[holder];
+            links++;
         }
+        head = up.failed || links == 0 || links > up.used ? NULL : current; /* round and round: a ring has no beginning */
     }
-    return result;
+    table_drop(&up.index);
+    free(up.holders);
+    if (head == NULL) {
+        Py_RETURN_NONE;
+    }
+    PyObject *numbers = PyList_New(0);
+    if (numbers == NULL || add_owner(head, numbers) < 0) {
+        Py_XDECREF(numbers);
+        return NULL;
+    }
+    Py_DECREF(numbers);
+    return Py_BuildValue("nn", (Py_ssize_t)owners_count - 1, (Py_ssize_t)links);
 }
 
 static PyMethodDef methods[] = {
@@ -1446,7 +1502,7 @@ static PyMethodDef methods[] = {
     {"paths", paths, METH_VARARGS, paths_doc},
     {"thread_roots", list_thread_roots, METH_NOARGS, thread_roots_doc},
     {"instances", instances, METH_O, instances_doc},
-    {"entries", entries, METH_O, entries_doc},
+    {"climb", climb, METH_VARARGS, climb_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -183,9 +183,9 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], 
         return holders.in_words(text, variable, way, at_root=root < given, after=after)
 
     told: list[dict[str, Any]] = []
-    cut: list[tuple[dict[str, Any], type]] = []
+    cut: list[tuple[dict[str, Any], int, list[type]]] = []
     rows = found(targets)
-    for (status, root, way), (weight, stack) in zip(rows, weights, strict=True):
+    for (status, root, way), (weight, stack), target in zip(rows, weights, targets, strict=True):
         if not way:
             continue
         line: dict[str, Any] = {"what": "path", "status": status, "weight": weight, "stack": stack}
@@ -195,20 +195,25 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], 
             line |= _said(in_words(root, way))
         elif status == FROM_C:
             line["trail"] = [names.type_name(type(thing)) for thing in way[:6]]
-        elif status == CUT and sum(type(thing) is type(way[0]) for thing in way) >= CHAIN:
-            cut.append((line, type(way[0])))  # as far as the search came: a long chain of one type
+        elif status == CUT and len(way) >= CHAIN:
+            links = list({id(type(thing)): type(thing) for thing in way[: CHAIN // 2]}.values())
+            cut.append((line, target, links))  # as far as the search came: a long chain
         way.clear()  # our own lists are holders, too
     rows.clear()
-    begins: dict[int, tuple[int, list[object]] | None] = {}
-    for line, link in cut:
-        if id(link) not in begins:
-            entries = heap.entries(link)
-            ways = [(root, way) for status, root, way in (found(entries) if entries else []) if status == FOUND]
-            begins[id(link)] = min(ways, key=lambda row: len(row[1]), default=None)
-        begin = begins[id(link)]
+    begins: dict[tuple[int, ...], holders.Holding | None] = {}
+    for line, target, links in cut:
+        key = tuple(map(id, links))
+        if key not in begins:
+            begins[key] = None
+            top = heap.climb(target, links)
+            for status, root, way in found([top[0]]) if top is not None else []:
+                if status == FOUND:
+                    chain = f"{names.type_name(links[0])} (a chain of {top[1]:,})"
+                    begins[key] = in_words(root, way, after=(chain, line["type"]))
+                way.clear()
+        begin = begins[key]
         if begin is not None:
-            chain = f"{names.type_name(link)} (a chain of them)"
-            line |= {"status": FOUND} | _said(in_words(*begin, after=(chain, line["type"])))
+            line |= {"status": FOUND} | _said(begin)
     for line in told:
         _tell(line)
 

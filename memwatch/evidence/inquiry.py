@@ -176,6 +176,11 @@ class Inquiry:
         """Read what a child has told by now; True when it has ended, and the next tick can conclude."""
         return self._suspicion is not None and self._suspicion.poll()
 
+    def give_up(self) -> None:
+        """There is no time for the evidence that is being taken: what was found without it stands."""
+        if self._suspicion is not None:
+            self._suspicion.give_up()
+
     def levels_due(self, now_s: float) -> tuple[Evidence, ...] | None:
         """Levels by site for the record, when it is time for them."""
         if self.sampling is None or now_s < self._levels_due_s:
@@ -275,6 +280,12 @@ class Suspicion:
         spent_s = [float(line["took_s"]) for line in self._finished.lines if "took_s" in line]
         self._inquiry.census_took(max(spent_s, default=1.0) + self._finished.fork_s)
         return True
+
+    def give_up(self) -> None:
+        """Conclude nothing any more."""
+        self.close()
+        self._concluded = True
+        self._told_growth = math.inf
 
     def lost_samples(self) -> None:
         """Another tool has dropped the sampler's hooks: what was there before is unknown."""

@@ -92,6 +92,11 @@ class Sampling:
         """Live sampled blocks: address, size, bytes stood for, stack, birth."""
         return list(self.module.blocks(born_after_s, limit))
 
+    @classmethod
+    def in_use(cls) -> bool:
+        """Whether the sampler runs for anybody in this process."""
+        return cls._users > 0
+
     def stop(self) -> None:
         Sampling._users -= 1
         if Sampling._users == 0:

@@ -189,7 +189,7 @@ def types_evidence(
             if size <= 0.01 * whole:
                 break
             suspects.append(Suspect(name, size, count, round(size / whole, 4), _best(sampled.get(name))))
-        note = f"exact: from two censuses {format_duration(apart_s)} apart"
+        note: str | None = f"exact: from two censuses {format_duration(apart_s)} apart"
     else:
         whole = max(sum(weight for weight, _ in sampled.values()), 1e-9)
         for name, (weight, _) in sorted(sampled.items(), key=lambda item: -item[1][0])[:TOP]:
