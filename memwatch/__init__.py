@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 if TYPE_CHECKING:
     from memwatch.blocks import Block
     from memwatch.expectations import Expectation, Expectations
-    from memwatch.gate import MemoryGrowth, assert_collected, assert_no_leak, checkpoint, limit
+    from memwatch.gate.blocks import checkpoint, limit
+    from memwatch.gate.functions import assert_no_leak
+    from memwatch.gate.judging import MemoryGrowth
+    from memwatch.gate.objects import assert_collected
     from memwatch.model import Freed, Report, Sample, Statistics, Verdict
     from memwatch.pressure import Hook, HookLevel, Pressure, ReliefHooks
     from memwatch.watcher import Sink, Watcher
@@ -59,11 +62,11 @@ _LAZY = {
     "Sample": "memwatch.model",
     "Statistics": "memwatch.model",
     "Verdict": "memwatch.model",
-    "MemoryGrowth": "memwatch.gate",
-    "assert_collected": "memwatch.gate",
-    "assert_no_leak": "memwatch.gate",
-    "checkpoint": "memwatch.gate",
-    "limit": "memwatch.gate",
+    "MemoryGrowth": "memwatch.gate.judging",
+    "assert_collected": "memwatch.gate.objects",
+    "assert_no_leak": "memwatch.gate.functions",
+    "checkpoint": "memwatch.gate.blocks",
+    "limit": "memwatch.gate.blocks",
 }
 
 _current: Watcher | None = None

@@ -8,6 +8,10 @@ from __future__ import annotations
 import fnmatch
 import gc
 import re
+import sys
+import types
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +21,7 @@ from memwatch.gate import resources
 from memwatch.gate.blocks import counted, parts
 from memwatch.gate.explaining import Explanation, LineMeter, Look
 from memwatch.gate.judging import Decision, MemoryGrowth, course_of, decide_memory, worst
+from memwatch.gate.objects import way_to_root
 from memwatch.gate.origins import Origins
 from memwatch.gate.peaks import Peak
 from memwatch.gate.readings import RESOURCES, Growth, Reader, between
@@ -101,9 +106,9 @@ class Case:
     def _repeat(self) -> tuple[Repeat, str | None]:
         channels = tuple(self._limits.counts)
         settle(self._reader)
-        known = {id(thing) for thing in gc.get_objects()} if self._limits.objects else set()
         seen = resources.look(channels)
         before = self._reader.read(small=True)
+        objects = len(self._counted_objects()) if self._limits.objects else 0
         error, peak = self._run()
         if not settle(self._reader, before, channels=channels, patience_s=self._patience_s):
             self._patience_s = IMPATIENT_S
@@ -111,26 +116,23 @@ class Case:
         arrived = tuple(
             arrival for arrival in resources.arrivals(seen, resources.look(channels)) if not self._ignored(arrival.group)
         )
-        objects = self._new_objects(known) if self._limits.objects else 0
+        objects = len(self._counted_objects()) - objects if self._limits.objects else 0
         return Repeat(between(before, after), arrived, peak, objects), error
 
-    def _new_objects(self, known: set[int]) -> int:
-        keep = self._limits.filter_object or (lambda thing: True)
-        count = 0
+    def _counted_objects(self) -> list[Any]:
+        """The objects that the collector tracks and that count, but for the runner's own."""
+        keep = self._limits.filter_object
+        found = []
         for thing in gc.get_objects():
             kind = type(thing)
-            if id(thing) in known or kind.__module__.split(".")[0] in (
-                "_pytest",
-                "pluggy",
-                "memwatch",
-                "pytest_memwatch",
-                "pytest",
-            ):
+            if str(kind.__module__).split(".")[0] in RUNNERS or kind in (types.FrameType, types.CellType, weakref.ReferenceType):
                 continue
-            if kind.__name__ in ("frame", "cell", "weakref", "ReferenceType") or thing is known:
+            try:
+                if keep is None or keep(thing):
+                    found.append(thing)
+            except Exception:  # a filter that knows only some of all objects
                 continue
-            count += bool(keep(thing))
-        return count
+        return found
 
     def _decide(self, repeats: Sequence[Repeat]) -> Decision:
         limits = self._limits
@@ -202,7 +204,7 @@ class Case:
             lines = self._peak_lines(decision, repeats)
         elif decision.metric == "objects":
             row.limit = 0
-            lines = [f"leaves {decision.growths[-1]:,} new objects in each of {len(repeats)} re-runs", *self._look_lines(last)]
+            lines = [f"leaves {decision.growths[-1]:,} new objects in each of {len(repeats)} re-runs", *self._object_lines()]
         else:
             row.limit = limits.counts[decision.metric]
             lines = self._resource_lines(decision, repeats)
@@ -267,15 +269,23 @@ class Case:
             lines.append("held by  no Python object: C code took it from malloc and has not given it back")
         return lines
 
-    def _look_lines(self, last: Growth) -> list[str]:
-        found, _ = self._look(max(1, last.heap or 1))
-        row = self._row
-        row.types = [one.to_dict() for one in found.types[:5]]
-        row.holders = [one.to_dict() for one in found.holders[:3]]
-        row.sites = [one.to_dict() for one in found.sites[:5]]
-        return [f"allocated at  {one.label}" for one in found.sites[:2]] + [
-            "held by  " + " → ".join((one.label, *one.trail)) for one in found.holders[:1]
-        ]
+    def _object_lines(self) -> list[str]:
+        """Repeat once more, and tell the types of what stays and who holds one of them."""
+        settle(self._reader)
+        known = {id(thing) for thing in self._counted_objects()}
+        self._row.reruns += 1
+        self._run()
+        settle(self._reader, trim=False)
+        fresh = [thing for thing in self._counted_objects() if id(thing) not in known and thing is not known]
+        types_of = Counter(names.type_name(type(thing)) for thing in fresh)
+        self._row.types = [Suspect(name, None, count).to_dict() for name, count in types_of.most_common(5)]
+        lines = ["grew  " + ", ".join(f"{name} +{count:,}" for name, count in types_of.most_common(3))]
+        for thing in fresh[:50]:
+            way = way_to_root(thing, ignored=[fresh, known, sys._getframe()])
+            if way is not None and not way[0].startswith(("module _pytest", "module pluggy", "frame ")):
+                self._row.holders = [Suspect(way[0], None, None, None, tuple(way[1:])).to_dict()]
+                return [*lines, "held by  " + " → ".join(way)]
+        return lines
 
     def _look(self, size: int) -> tuple[Explanation, int]:
         """Repeat once more under the sampler; and the bytes of it that the marker lets go."""

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from memwatch import units
-from memwatch.gate.limits import LimitError, count_of, size_of
-from memwatch.gate.peaks import ENGINES
+from memwatch.gate.limits import ENGINES, LimitError, count_of, size_of
 from pytest_memwatch.rules import Rule, parse_rule
 
 ENVIRONMENT = "MEMWATCH_PYTEST_"

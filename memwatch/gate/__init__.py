@@ -3,12 +3,5 @@
 `readings` measures, `settling` brings the process to rest, `judging` decides (pure), `explaining` names the line and the holder,
 `peaks` finds a high-water mark; `blocks`, `functions` and `objects` are what callers use, outside pytest as well as inside.
 
-Law: nothing here fails a caller but `MemoryGrowth`, which is what they asked for.
+Law: importing this package imports none of its modules; nothing fails a caller but `MemoryGrowth`, which is what they asked for.
 """
-
-from memwatch.gate.blocks import Measured, checkpoint, limit
-from memwatch.gate.functions import assert_no_leak
-from memwatch.gate.judging import MemoryGrowth
-from memwatch.gate.objects import assert_collected
-
-__all__ = ["Measured", "MemoryGrowth", "assert_collected", "assert_no_leak", "checkpoint", "limit"]

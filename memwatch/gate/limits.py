@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from memwatch import units
 
+ENGINES = ("auto", "memray", "tracemalloc", "rss")
+"""What can measure a peak (`memwatch.gate.peaks`)."""
+
 
 class LimitError(ValueError):
     """A limit that cannot be read; the message names it and says what is accepted."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from memwatch.gate.readings import Reader
 
-ENGINES = ("auto", "memray", "tracemalloc", "rss")
 UNSEEN_BYTES = 2 * 2**20
 """RSS decides only if it rose so much higher than the engine saw: pages of libraries and arenas are not the
 program's (guess)."""
@@ -150,7 +149,7 @@ class PeakMeter:
                     label = f"{Path(file).name}:{line} {function}"
                     sites[label] = sites.get(label, 0) + record.size
         self._remove()
-        ranked = sorted(sites.items(), key=lambda item: -item[1])[:5]
+        ranked = [site for site in sorted(sites.items(), key=lambda item: -item[1])[:5] if site[1] >= total / 100]
         return Peak(total, "memray", tuple(ranked))
 
     def _remove(self) -> None:
