@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -86,6 +86,34 @@ def compare(channel: str, before: Found | None, after: Found) -> Evidence:
         return Evidence("resources", note=f"no group of {channel} has grown since it was looked at first")
     since = "all there are: they were not looked at before" if before is None else None
     return Evidence("resources", tuple(suspects), min(1.0, sum(suspect.share or 0.0 for suspect in suspects)), since)
+
+
+MAKERS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "threads": (("threading.py", "Thread.__init__"), ("threading.py", "Thread.start")),
+    "tasks": (("asyncio/tasks.py", "create_task"), ("asyncio/base_events.py", "BaseEventLoop.create_task")),
+    "sockets": (("socket.py", "socket.__init__"), ("socket.py", "socket.accept"), ("socket.py", "create_connection")),
+    "children": (("subprocess.py", "Popen.__init__"), ("multiprocessing/process.py", "BaseProcess.start")),
+}
+"""Functions of the standard library that make a resource of each kind: file below it, qualified name."""
+
+
+def made_through(channel: str, stacks: Iterable[tuple[float, Sequence[names.Frame]]]) -> tuple[str, ...]:
+    """Who called the functions that make such resources, most often: from the innermost line that is not the standard library's.
+
+    Args:
+        stacks: how many allocations of each stack were sampled, and its frames, innermost first.
+    """
+    makers = MAKERS.get("sockets" if channel == "fds" else channel, ())
+    callers: dict[tuple[str, ...], float] = {}
+    for count, frames in stacks:
+        made = [i for i, frame in enumerate(frames) if (names.short_file(frame[0]), frame[1]) in makers]
+        if not made:
+            continue
+        place = next((i for i in range(made[-1] + 1, len(frames)) if not names.is_standard(frames[i][0])), None)
+        if place is not None and not names.is_ours(frames[place][0]):
+            caller = tuple(names.site(frame) for frame in frames[place : place + 8])
+            callers[caller] = callers.get(caller, 0.0) + count
+    return max(callers, key=lambda caller: callers[caller], default=())
 
 
 def with_origin(evidence: Evidence, origin: tuple[str, ...]) -> Evidence:
