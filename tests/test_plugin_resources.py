@@ -14,7 +14,7 @@ pytest_plugins = ["pytester"]
         ("KEPT.append(open(__file__))", "fds", ["file", "opened at  test_it.py:5", "module test_it → KEPT"]),
         ("KEPT.append(os.open(__file__, os.O_RDONLY))", "fds", ["file", "opened at  test_it.py:5"]),
         ("KEPT.append(socket.socket())", "fds", ["socket", "opened at  test_it.py:5", "module test_it → KEPT"]),
-        ("threading.Thread(target=time.sleep, args=(99,), daemon=True).start()", "threads", ["time.sleep", "made at  test_it.py:5"]),
+        ("threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", "threads", ["time.sleep", "made at  test_it.py:5"]),
         ("KEPT.append(subprocess.Popen(['sleep', '300']))", "children", ["child process sleep", "made at  test_it.py:5"]),
         (
             "loop = asyncio.new_event_loop(); KEPT.append((loop, loop.create_task(asyncio.sleep(300)))); loop.run_until_complete(asyncio.sleep(0))",  # noqa: E501

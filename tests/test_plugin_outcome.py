@@ -1,0 +1,214 @@
+"""The outcome is an exception in the right phase, so that everything that knows of failures works; and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from plugin_runs import LOADED, run
+
+pytest_plugins = ["pytester"]
+
+LEAK = """
+    KEPT = []
+
+    def test_leak():
+        KEPT.append(bytearray(5_000_000))
+
+    def test_after():
+        pass
+"""
+
+
+def test_a_strict_xfail_is_met_by_a_leak_and_missed_without_one(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.mark.xfail(strict=True, reason="issue 12")
+        def test_leaks():
+            KEPT.append(bytearray(5_000_000))
+
+        @pytest.mark.xfail(strict=True, raises=AssertionError)
+        def test_leaks_too():
+            KEPT.append(bytearray(5_000_000))
+
+        @pytest.mark.xfail(strict=True)
+        def test_leaks_no_more():
+            pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"xfailed": 2, "failed": 1} and "XPASS(strict)" in outcome.text
+
+
+def test_exitfirst_stops_at_a_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, LEAK, "-x")
+    assert outcome.counts() == {"failed": 1} and outcome.status == 1
+
+
+def test_pdb_enters_at_a_leak(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=__import__("textwrap").dedent(LEAK))
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *LOADED, "--memwatch", "--pdb", "-x", "test_it.py"],
+        input="p 'in the debugger'\nc\n", capture_output=True, text=True, cwd=pytester.path, timeout=60, check=False,
+    )  # fmt: skip
+    assert "in the debugger" in done.stdout and "MemoryGrowth" in done.stdout and done.returncode == 1
+
+
+def test_mode_warn_warns_and_mode_report_only_reports(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, LEAK, "--memwatch-mode=warn")
+    assert outcome.counts() == {"passed": 2, "warnings": 1} and "MemwatchWarning: test_it.py::test_leak: retains" in outcome.text
+    outcome = run(pytester, LEAK, "--memwatch-mode=report")
+    assert outcome.counts() == {"passed": 2} and outcome.verdicts()["test_leak"] == "leak" and "leak: test_it" in outcome.text
+
+
+def test_a_failure_section_has_ten_lines_at_most_and_no_frames_of_ours(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def leaky():
+            KEPT.append([bytearray(100) for _ in range(20_000)])
+            for _ in range(5):
+                KEPT.append(open(__file__))
+                KEPT.append(bytearray(2_000_000))
+
+        def test_leak(leaky):
+            pass
+    """)  # fmt: skip
+    section = re.search(r"_ test_leak _+\n(.*?)\n=", outcome.text, re.DOTALL)
+    assert section is not None
+    lines = section[1].splitlines()
+    assert len(lines) <= 10 and lines[0].startswith("MemoryGrowth: ")
+    assert "pytest_memwatch" not in section[1]
+    summary = [line for line in outcome.text.splitlines() if line.startswith("FAILED test_it.py::test_leak - MemoryGrowth: ")]
+    assert len(summary) == 1
+
+
+def test_the_same_leak_in_many_tests_is_told_once_at_the_end(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        def helper():
+            KEPT.append(bytearray(5_000_000))
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_leak(number):
+            helper()
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 3}
+    summary = outcome.text[outcome.text.index("= memwatch =") :]
+    assert summary.count("leak: ") == 1 and "alike in 2 more: " in summary
+    assert [len(group["tests"]) for group in outcome.data["groups"]] == [3]
+
+
+def test_junit_has_the_failure_and_the_numbers_as_properties(pytester: pytest.Pytester) -> None:
+    run(pytester, LEAK, "--junitxml=junit.xml")
+    cases = {case.get("name"): case for case in ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")}
+    failure = cases["test_leak"].find("failure")
+    assert failure is not None and "retains 4.77 MiB per run" in str(failure.get("message"))
+    properties = {one.get("name"): one.get("value") for one in cases["test_leak"].iter("property")}
+    assert properties["memwatch_verdict"] == "leak" and abs(int(str(properties["memwatch_growth_bytes"])) - 5_000_000) < 200_000
+    assert {one.get("value") for one in cases["test_after"].iter("property")} >= {"clean"}
+
+
+def test_the_reports_say_the_same_as_the_terminal(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture(scope="session")
+        def database():
+            return bytearray(3_000_000)
+
+        def test_leak(database):
+            KEPT.append(bytearray(5_000_000))
+    """, "--memwatch-md=out.md", "--memwatch-html=out.html", "--memwatch-github=on")  # fmt: skip
+    assert outcome.data["schema"] == 1 and outcome.data["suite"]["checked"] == 1
+    assert outcome.data["suite"]["peak_rss"] > 10_000_000
+    markdown = (pytester.path / "out.md").read_text()
+    assert markdown.startswith("### memwatch: 1 leak") and "| test_it.py::test_leak | retains 4.77 MiB" in markdown
+    page = (pytester.path / "out.html").read_text()
+    assert page.count("<svg") >= 3 and "test_it.py::test_leak" in page and "database" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "::error file=test_it.py,line=8,title=memwatch: leak::" in outcome.text
+
+
+def test_a_baseline_is_written_once_and_then_compared_with(pytester: pytest.Pytester) -> None:
+    source = """
+        import os
+        KEPT = []
+
+        def test_grows():
+            KEPT.append(bytearray(int(os.environ["SIZE"])))
+
+        def test_same():
+            pass
+    """
+    arguments = ("--memwatch-growth=50MB", "--memwatch-baseline=base/line.json", "--memwatch-fail-on=growth:20%+1MB")
+    pytester._monkeypatch.setenv("SIZE", "2000000")
+    outcome = run(pytester, source, *arguments)
+    assert outcome.status == 0 and "baseline written" in outcome.text
+    assert run(pytester, None, *arguments).status == 0
+    pytester._monkeypatch.setenv("SIZE", "3200000")
+    assert run(pytester, None, *arguments).status == 0  # 20 % + 1 MB are allowed
+    pytester._monkeypatch.setenv("SIZE", "9000000")
+    outcome = run(pytester, None, *arguments)
+    assert outcome.status == 1 and outcome.counts() == {"passed": 2}
+    assert "worse: test_it.py::test_grows: growth 1.9" in outcome.text
+    assert run(pytester, None, *arguments, "--memwatch-update").status == 1
+    assert run(pytester, None, *arguments).status == 0
+
+
+def test_a_file_that_is_no_baseline_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    (pytester.path / "base.json").write_text(json.dumps({"tests": 1}))
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_subprocess(*LOADED, "--memwatch", "--memwatch-baseline=base.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "is not a baseline of memwatch's" in result.stderr.str()
+
+
+def test_the_test_that_ran_when_the_process_was_killed_is_named_by_the_next_session(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import os, signal
+
+        def test_fine():
+            pass
+
+        def test_killer():
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)  # fmt: skip
+    assert outcome.status == -9
+    outcome = run(pytester, "def test_other(): pass")
+    assert "killed: worker main was killed or crashed while it ran test_it.py::test_killer; RSS when it began" in outcome.text
+    assert "killed:" not in run(pytester, None).text
+
+
+def test_the_fixture_limits_a_block_and_shows_checkpoints(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        def test_block(memwatch):
+            with memwatch.limit(growth="1MB", peak="100MB") as measured:
+                KEPT.append(bytearray(100_000))
+            assert 100_000 <= measured.growth < 1_000_000
+            with pytest.raises(AssertionError, match="the block keeps 4.77 MiB"):
+                with memwatch.limit(growth="1MB"):
+                    KEPT.append(bytearray(5_000_000))
+            KEPT.clear()
+
+        def test_checkpoints(memwatch):
+            memwatch.checkpoint("start")
+            KEPT.append(bytearray(500_000))
+            memwatch.checkpoint("after load")
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2}
+    points = outcome.row("test_checkpoints")["checkpoints"]
+    assert [point["tag"] for point in points] == ["start", "after load"]
+    assert abs(points[1]["growth"] - 500_000) < 50_000
