@@ -1,11 +1,11 @@
-"""The sampler under the address and undefined-behaviour sanitizers, and under valgrind's memcheck.
+"""The C extensions under the address and undefined-behaviour sanitizers, and the sampler under valgrind's memcheck.
 
     python bench/sanitize.py [address] [valgrind]           default: both
 
-Works on a copy, for the running Python, and prints one line per run. `address` runs the sampler's tests with an instrumented
-extension (leaks are not looked for: the interpreter's own are many); `valgrind` runs a program that does everything once, over
-pymalloc and over malloc, and counts the errors that have the sampler in their stack. Exits with 1 if anything is found. Needs
-gcc and valgrind. About two minutes.
+Works on a copy, for the running Python, and prints one line per run. `address` runs the tests of the sampler, the child and the
+evidence with instrumented extensions (leaks are not looked for: the interpreter's own are many); `valgrind` runs a program that does
+everything once, over pymalloc and over malloc, and counts the errors that have the sampler in their stack. Exits with 1 if anything
+is found. Needs gcc and valgrind. About ten minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", 
 # What the sanitizer itself changes: address space, stacks, malloc and its statistics; and tests of something else.
 NOT_UNDER_ASAN = (
     "not memory_ends and not tables_it_declines and not very_deep and not native_memory and not compiler and not own_test_suite "
-    "and not memray"
+    "and not memray and not memory_of_malloc"
 )
 
 EVERYTHING = """
@@ -63,13 +63,14 @@ for mean in (1024, 4096):
 
 
 def build(tree: Path, *flags: str) -> None:
-    shutil.copytree(ROOT / "memwatch", tree / "memwatch", ignore=shutil.ignore_patterns("_sampler*.so", "__pycache__"))
+    shutil.copytree(ROOT / "memwatch", tree / "memwatch", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
-    source = tree / "memwatch/evidence/_sampler.c"
-    target = source.with_name(f"_sampler{sysconfig.get_config_var('EXT_SUFFIX')}")
     include = sysconfig.get_paths()["include"]
-    subprocess.run(["gcc", *FLAGS, *flags, f"-I{include}", "-o", target, source, "-lm", "-ldl"], check=True)
+    for name in ("_sampler", "_heap"):
+        source = tree / f"memwatch/evidence/{name}.c"
+        target = source.with_name(f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}")
+        subprocess.run(["gcc", *FLAGS, *flags, f"-I{include}", "-o", target, source, "-lm", "-ldl"], check=True)
 
 
 def address(tree: Path) -> bool:
@@ -85,7 +86,7 @@ def address(tree: Path) -> bool:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1:detect_stack_use_after_return=0",
     }
     well = True
-    for name in ("test_sampler.py", "test_sampler_stress.py"):
+    for name in ("test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py"):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", NOT_UNDER_ASAN, f"tests/{name}"],
             cwd=tree, env=environment, capture_output=True, text=True, check=False,
