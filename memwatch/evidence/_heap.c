@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,7 +140,12 @@ note_thread(PyThreadState *tstate, PyObject *ours)
         note_root(frame->f_locals, code, line, VARIABLE_LOCALS, thread);
         note_root(frame->f_globals, code, line, VARIABLE_GLOBALS, thread);
         if (frame->owner == FRAME_OWNED_BY_GENERATOR) {
-            note_root((PyObject *)_PyFrame_GetGenerator(frame), code, line, VARIABLE_GENERATOR, thread);
+#if PY_VERSION_HEX >= 0x030E0000
+            PyObject *generator = (PyObject *)((char *)frame - offsetof(struct _PyGenObject, gi_iframe));
+#else
+            PyObject *generator = (PyObject *)_PyFrame_GetGenerator(frame);
+#endif
+            note_root(generator, code, line, VARIABLE_GENERATOR, thread);
         }
     }
     note_root(tstate->dict, NULL, 0, VARIABLE_THREAD_DICT, thread);
