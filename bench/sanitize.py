@@ -4,8 +4,8 @@
 
 Works on a copy, for the running Python, and prints one line per run. `address` runs the tests of the sampler, the child and the
 evidence with instrumented extensions (leaks are not looked for: the interpreter's own are many); `valgrind` runs a program that
-does everything once, over pymalloc and over malloc, and counts the errors that have the sampler in their stack. Exits with 1 if anything
-is found. Needs gcc and valgrind. About ten minutes.
+does everything once, over pymalloc and over malloc, and counts the errors that have the sampler in their stack. Exits with 1 if
+anything is found. Needs gcc and valgrind. About ten minutes.
 """
 
 from __future__ import annotations
