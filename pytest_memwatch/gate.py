@@ -53,6 +53,7 @@ class Gate:
         self.results = Results()
         self.log = crashlog.CrashLog(config, self.settings.crash_log)
         self._limits: dict[str, Limits] = {}
+        self._malformed: dict[str, str] = {}
         self._reader = Reader()
         self.repeater = Repeater()
         self._watch: Watch | None = None
@@ -73,7 +74,16 @@ class Gate:
         Raises:
             pytest.UsageError: one is malformed; the message names the test.
         """
-        self._limits = {item.nodeid: limits for item in items if (limits := self.rules.of(item)).enabled}
+        for item in items:
+            try:
+                limits = self.rules.of(item)
+            except pytest.UsageError as error:
+                if not self.is_worker:
+                    raise
+                self._malformed[item.nodeid] = str(error)  # a worker that ends in its collection takes the controller along
+                continue
+            if limits.enabled:
+                self._limits[item.nodeid] = limits
 
     def close(self) -> None:
         """Undo everything."""
@@ -93,8 +103,6 @@ class Gate:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         limits = self._limits.get(item.nodeid)
-        if limits is None and item.nodeid not in self._limits:
-            limits = self._late_limits(item)
         if limits is None or not limits.enabled or self._is_off(item):
             self.log.start(item.nodeid, None)
             return (yield)
@@ -120,11 +128,6 @@ class Gate:
             self.repeater.forget()
             self._watch = None
             self.results.checked += 1
-
-    def _late_limits(self, item: pytest.Item) -> Limits | None:
-        """Of an item that was made after the collection."""
-        limits = self.rules.of(item)
-        return limits if limits.enabled else None
 
     def _is_off(self, item: pytest.Item) -> bool:
         option = self.config.option
@@ -153,6 +156,8 @@ class Gate:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         if self.repeater.running:
             self._phases = {}
+        if item.nodeid in self._malformed:
+            raise pytest.UsageError(self._malformed[item.nodeid])
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -226,8 +231,14 @@ class Gate:
     def _look_closer(self, watch: Watch, *, early: bool) -> None:
         """Settle; and if it still is suspicious, repeat and judge.  Raises MemoryGrowth for a leak."""
         __tracebackhide__ = True
+        try:
+            self._settle_and_judge(watch, early=early)
+        finally:
+            self._level, self._debt = self._reader.read(small=True), 0  # there is no garbage now
+
+    def _settle_and_judge(self, watch: Watch, *, early: bool) -> None:
+        __tracebackhide__ = True
         channels = tuple(watch.limits.counts)
-        self._debt = 0  # from here on there is no garbage
         if not watch.suspicion().peak:
             settle(self._reader, watch.baseline() if not early else None, channels=channels)
             if not watch.suspicion(settled=True):

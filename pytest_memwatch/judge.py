@@ -96,10 +96,17 @@ class Case:
             decision = self._decide(repeats)
         if decision.course == "fine":
             row.repeats, row.metric = self._memory_of(repeats)
-            if not (limits.objects and limits.growth is None):  # objects are always counted in repetitions
+            if self._grew(first, first_arrivals):
                 row.verdict, row.note = WARMUP, "the first run alone grew"
             return None
         return self._leak(decision, repeats)
+
+    def _grew(self, first: Growth, arrivals: int) -> bool:
+        """Whether the first run was over a limit for sure: a collection may have taken what was older."""
+        limits, row = self._limits, self._row
+        kept = max(first.heap or 0, first.rss or 0)
+        over = limits.growth is not None and kept > limits.growth
+        return over or arrivals > 0 or (limits.peak is not None and row.peak is not None and row.peak >= limits.peak)
 
     # -- repeating -------------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.gate.limits import LimitError, count_of, size_of
-from memwatch.gate.readings import RESOURCES
+from memwatch.gate.limits import RESOURCES, LimitError, count_of, size_of
 from pytest_memwatch.options import Settings
 
 ALIASES = ("limit_memory", "limit_leaks", "limit_leaked_objects")

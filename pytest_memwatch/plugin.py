@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_memwatch import options
+from pytest_memwatch import limits, options
 
 GATE = "memwatch-gate"
 
@@ -32,8 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "limit_leaked_objects(filter_fn=None): no object made in the test may be left (pytest-memray's marker).",
         ):
             config.addinivalue_line("markers", line)
+    limits.Rules(options.load(config), on=False, aliases=())  # what is malformed is told now, by the controller of workers, too
     if options.is_on(config):
         _gate(config, on=True)
+    elif getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Receiver(config), f"{GATE}-receiver")
 
 
 def has_pytest_memray(config: pytest.Config) -> bool:
@@ -50,6 +53,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not state and not any(mark.name in names for item in items for mark in item.iter_markers()):
         return
     _gate(config, on=state).prepare(items)
+
+
+class Receiver:
+    """On the controller of workers: takes their results where only markers asked for the gate, which it has not seen."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if hasattr(report, "memwatch") and self._config.pluginmanager.get_plugin(GATE) is None:
+            _gate(self._config, on=False).pytest_runtest_logreport(report)
 
 
 @pytest.fixture

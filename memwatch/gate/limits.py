@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from memwatch import units
 
+RESOURCES = ("fds", "threads", "children", "tasks")
+"""What is counted, with identity (`memwatch.evidence.resources`)."""
 ENGINES = ("auto", "memray", "tracemalloc", "rss")
 """What can measure a peak (`memwatch.gate.peaks`)."""
 

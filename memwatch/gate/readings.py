@@ -9,10 +9,9 @@ import os
 import sys
 from typing import NamedTuple
 
+from memwatch.gate.limits import RESOURCES as RESOURCES
 from memwatch.vitals import heap, portable, process, tasks
 
-RESOURCES = ("fds", "threads", "children", "tasks")
-"""What is counted, with identity (`memwatch.evidence.resources`)."""
 SMALL_BLOCK = 512
 """pymalloc's largest block: blocks times this is a bound of what they can hold."""
 
