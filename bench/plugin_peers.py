@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MAJORS = (8, 9)
+MONITOR = ROOT / "build" / "peers" / "monitor" / "bin" / "python"
 
 
 def python_of(major: int) -> Path:
@@ -32,6 +33,10 @@ def main() -> None:
         shown = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
         versions = [line for line in shown.stdout.splitlines() if "pytest" in line or line.split("==")[0] in wanted]
         print(f"pytest {major}: {', '.join(versions)}")
+    # pytest-monitor fails on pytest 9.2, and brings memory_profiler along.
+    if not MONITOR.exists():
+        venv.create(MONITOR.parent.parent, with_pip=True)
+    subprocess.run([MONITOR, "-m", "pip", "install", "-q", "pytest==8.*", "pytest-monitor", "setuptools<81"], check=True)
 
 
 if __name__ == "__main__":

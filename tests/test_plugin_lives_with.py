@@ -54,7 +54,7 @@ class Peers:
         assert "INTERNALERROR" not in self.text, self.text
         path = self.folder / "out.json"
         self.data = json.loads(path.read_text()) if path.exists() else {}
-        last = self.text.strip().splitlines()[-1]
+        last = done.stdout.strip().splitlines()[-1]
         return {
             words[1].rstrip("s,") if words[1].startswith("error") else words[1].rstrip(","): int(words[0])
             for words in (part.split() for part in last.strip("= ").split(" in ")[0].split(", "))
