@@ -1,10 +1,8 @@
 """What each tool says of fifteen small tests, side by side: `python bench/plugin_table.py [--json FILE] [CASE …]`.
 
-Needs `python bench/plugin_peers.py`.  Every case runs in a process of its own with each tool: memwatch with `--memwatch`; pytest-memray
-with
-`--memray` and `limit_leaks("1 MB")`; pytest-monitor, which records a number and never fails a test; psleak's `MemoryLeakTestCase`
-with
-PYTHONMALLOC=malloc, without which it skips.
+Needs `python bench/plugin_peers.py`.  Every case runs in a process of its own with each tool: memwatch with `--memwatch`;
+pytest-memray with `--memray` and `limit_leaks("1 MB")`; pytest-monitor, which records a number and never fails a test; psleak with its
+`MemoryLeakTestCase` and PYTHONMALLOC=malloc, without which it skips.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Repeater:
             test.globs.clear()
             test.globs.update(self._globs)
         error: str | None = None
-        with _as_before(item):
+        with _as_before(item), _muted(item):
             self.running = True
             try:
                 error = self._attempt(item)
@@ -124,10 +124,24 @@ def _renew(item: pytest.Item) -> None:
     """A new request, new arguments and a new instance; what the old ones held goes."""
     if hasattr(item, "_request") and hasattr(item, "_initrequest"):
         item._initrequest()
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        return  # hypothesis wants one and the same executor
     attributes = vars(item)
     if attributes.get("_instance") is not None and isinstance(getattr(item, "originalname", None), str):
         attributes.pop("_instance", None)
         attributes.pop("_obj", None)
+
+
+@contextmanager
+def _muted(item: pytest.Item) -> Iterator[None]:
+    """Nobody hears the reports of subtests, which the item itself sends."""
+    hook: Any = item.config.hook.pytest_runtest_logreport
+    listeners = list(hook._hookimpls)
+    hook._hookimpls[:] = []
+    try:
+        yield
+    finally:
+        hook._hookimpls[:] = listeners
 
 
 @contextmanager

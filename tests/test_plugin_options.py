@@ -46,9 +46,8 @@ PEAK = """
         bytearray(30_000_000)
 """
 FROZEN = """
-    import gc
-
     def test_frozen():
+        import gc
         assert gc.get_freeze_count() == 0
 """
 
