@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def plain(conclusion: Conclusion) -> dict[str, Any]:
         "evidence": {item.collector: item.to_dict() for item in conclusion.evidence},
         "bounded": None if conclusion.bounded is None else list(conclusion.bounded),
         "cycles_share": conclusion.cycles_share,
+        "tracing": tracemalloc.is_tracing(),
     }
 
 

@@ -94,7 +94,7 @@ def grow():
     for i in range(3000): n += 1; look(n)
 """)
     reason, room, _ = found["bounded"]
-    assert reason == "lru_cache app.look holds 30,000 of at most 100,000 entries"
+    assert reason == "lru_cache app.look held 30,000 of at most 100,000 entries when it was looked at"
     assert room > 0
 
 
@@ -118,7 +118,7 @@ RECENT = collections.deque(maxlen=1000000)
 def grow():
     for i in range(5000): RECENT.append(["n %d" % i])
 """)
-    assert "holds 50,000 of at most 1,000,000" in found["bounded"][0]
+    assert "held 50,000 of at most 1,000,000" in found["bounded"][0]
     assert first(found, "holders")["share"] > 0.7  # its blocks are its own, not "C's"
 
 
@@ -132,7 +132,7 @@ CACHE = Cache(90000)
 def grow():
     for i in range(2000): CACHE.put(len(CACHE._Cache__data), "value %d" % i * 9)
 """)
-    assert "app.Cache holds 20,000 of at most 90,000 entries" in found["bounded"][0]
+    assert "app.Cache held 20,000 of at most 90,000 entries" in found["bounded"][0]
 
 
 def test_handlers_added_per_request_are_found_in_their_logger() -> None:
@@ -410,8 +410,8 @@ def grow():
         "threads",
         "threads",
     )
-    assert found["bounded"][0] == "concurrent.futures.thread.ThreadPoolExecutor holds 50 of at most 500 entries"
-    assert found["bounded"][1:] == [450.0, "threads"]
+    assert found["bounded"][0].startswith("concurrent.futures.thread.ThreadPoolExecutor held 50 of at most 500 entries")
+    assert found["bounded"][1:] == [50.0, "threads"]
 
 
 def test_sockets_are_grouped_by_peer_and_state_and_followed_to_their_holder() -> None:
@@ -498,11 +498,13 @@ def test_a_program_that_traces_itself_goes_on_doing_so_beside_our_tracing() -> N
         + "\nimport tracemalloc; tracemalloc.start(3)\n_grow = grow\ndef grow():\n    assert tracemalloc.is_tracing(); _grow()\n",
         mode="tracemalloc",
     )
+    assert found["tracing"] is True
     assert any("app.py:" in label for label in labels(found, "sites"))
 
 
 def test_without_the_sampler_tracemalloc_tells_the_sites_from_the_suspicion_on() -> None:
     found = examined(SESSIONS, mode="tracemalloc")
+    assert found["tracing"] is False, "it was started for the suspicion and is stopped after"
     assert any("app.py:" in label for label in labels(found, "sites"))
     assert first(found, "types")["label"] in ("app.Session", "str")
 

@@ -140,7 +140,7 @@ def test_a_cache_that_fills_is_never_called_a_leak_and_the_verdict_names_its_bou
     case, report = cases["fill"]
     assert "leaking" not in states(report)
     assert "LEAK" not in case.errors
-    assert "lru_cache __main__.lookup holds" in report.verdict.reason
+    assert "lru_cache __main__.lookup held" in report.verdict.reason
     assert "of at most 1,000,000 entries" in report.verdict.reason
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from memwatch.cli import OK, options, records
-from memwatch.cli.screen import NotThere, put, put_json, width
-from memwatch.model import Census, Process
+from memwatch.cli.screen import NotThere, put, put_json, say, width
+from memwatch.model import Census, Evidence, Process
 from memwatch.record import Record, RecordError
 from memwatch.report import shown
 from memwatch.report.compare import ROWS, Moment, compare, render_comparison
@@ -143,11 +143,16 @@ def _known_at(record: Record, wanted_s: float) -> tuple[float | None, dict[str, 
 
 
 def _nearest(censuses: tuple[Census, ...], when: str, time_s: float) -> Census | None:
-    if when == "first":
-        return censuses[0] if censuses else None
-    if when == "last":
-        return censuses[-1] if censuses else None
-    return min(censuses, key=lambda census: abs(census.time_s - time_s), default=None)
+    """For each table the census nearest to a moment that has it: not every census has all of them."""
+    if not censuses:
+        return None
+    wanted_s = {"first": censuses[0].time_s, "last": censuses[-1].time_s}.get(when, time_s)
+    ordered = sorted(censuses, key=lambda census: abs(census.time_s - wanted_s))
+    tables: dict[str, Evidence] = {}
+    for census in ordered:
+        for item in census.evidence:
+            tables.setdefault(item.collector, item)
+    return Census(ordered[0].time_s, tuple(tables.values()))
 
 
 def _labelled(labels: tuple[str, ...], targets: tuple[str, ...], place: Path) -> tuple[Moment, Moment]:
@@ -159,6 +164,9 @@ def _labelled(labels: tuple[str, ...], targets: tuple[str, ...], place: Path) ->
     a = _newest(everything, wanted[0], name)
     # Of another service the same label says nothing: the other side is of the same name where there is one.
     b = _newest([found for found in everything if found.report.process.name == a.report.process.name], wanted[1], name, everything)
+    first, second = (shown(found.report.process.name) for found in (a, b))
+    if first != second:
+        say(f"for want of records of one program with both labels two are compared: {first} and {second}")
     return _read(a.path, "last"), _read(b.path, "last")
 
 

@@ -57,6 +57,8 @@ class Task(NamedTuple):
     want_paths: bool
     kinds: tuple[str, ...] = ()
     """Names of classes whose instances, and those of classes derived from them, are what grew (sockets, tasks)."""
+    grown: int | None = None
+    """How many of such resources there are more since *before*: a type that grew by about as many may be what owns them."""
 
 
 def run(task: Task) -> None:
@@ -152,10 +154,23 @@ def _derives(kind: type, wanted: Sequence[str]) -> bool:
     return any(names.type_name(base) in wanted for base in type.__dict__["__mro__"].__get__(kind))
 
 
+def _in_step(found: Rows, counts: Counts, task: Task) -> list[tuple[type, float]]:
+    """Types that grew by as many as the resources did: what owns a descriptor in C (a database's connection) is one of them."""
+    if not task.grown or task.grown < 3 or task.before is None:
+        return []
+    near = []
+    for kind, count, _ in found:
+        name = names.type_name(kind)
+        more = growth(name, counts, task.before)[0]
+        if "." in name and 0.7 * task.grown <= more <= 1.4 * task.grown:
+            near.append((abs(more - task.grown), name, kind, float(count)))
+    return [(kind, count) for _, _, kind, count in sorted(near, key=lambda row: row[:2])[:3]]
+
+
 def _unseen(found: Rows, counts: Counts, task: Task, seen: Mapping[int, float]) -> list[tuple[type, float]]:
     """Types that grew and that no sampled block has shown: resources, and what other allocators than Python's hold (arrays)."""
     if task.kinds:
-        return [(kind, float(count)) for kind, count, _ in found if _derives(kind, task.kinds)]
+        return [(kind, float(count)) for kind, count, _ in found if _derives(kind, task.kinds)] or _in_step(found, counts, task)
     if task.before is None:
         return []
     by_name = {names.type_name(kind): kind for kind, _, _ in found}

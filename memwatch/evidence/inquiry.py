@@ -24,6 +24,7 @@ from memwatch.evidence.told import (
     levels_of,
     measured,
     types_evidence,
+    with_callers,
 )
 from memwatch.model import Evidence, Kind
 
@@ -239,7 +240,7 @@ class Suspicion:
         self._resources = {
             channel: resources.look(channel) for channel in COUNTED if moment.readings.get(channel, 0.0) <= LISTED_AT_MOST
         }
-        if not is_counted(moment.verdict.channel) and inquiry.may_take_census():
+        if inquiry.may_take_census():
             self._fork(census.Task(list, None, False), moment)
             if self.child is None:
                 self._counted_here = fallback.count_types(moment.readings.get("blocks"))
@@ -260,11 +261,13 @@ class Suspicion:
             if question is not None:
                 return self._conclude(moment, question, child)
             self._counts = counts_of(child.lines)
-        if moment.verdict.state != "leaking" or self.child is not None:
+        if moment.verdict.state != "leaking":
             return None
         if self._concluded and not moment.verdict.grown >= 2 * self._told_growth > 0:
             return None
         self._asked, self._concluded = True, False
+        if self.child is not None:
+            return None
         if self._inquiry.sampling is None and self._tracing is None and self._inquiry.mode in ("auto", "tracemalloc"):
             self._trace(moment)
         if self._is_too_early(moment):
@@ -353,7 +356,7 @@ class Suspicion:
         if source is not None and level is not None:
             grown = sites.growths(level.live(), source.live(), source.live(level.time_s))
             whole = None if is_counted(channel) else measured(moment, level.readings, level.time_s)
-            found, labels = sites.rank(grown, source, whole, resident=channel == "rss")
+            found, labels = sites.rank(grown, source, whole, resident=channel == "rss", since_s=moment.now_s - level.time_s)
             told = {suspect.label for suspect in found.suspects}
             wanted = {row.key: row.bytes for row in grown if labels.get(row.key) in told or not source.stack(row.key)}
             if isinstance(source, sites.Sampling):
@@ -365,7 +368,11 @@ class Suspicion:
                     return survivors(sampling, wanted, since_s, moment.now_s)
 
         question = _Question(moment, found, labels)
-        self._fork(census.Task(blocks, self._counts, True, KINDS_OF.get(channel, ())), moment)
+        more: int | None = None
+        before = self._counts_at.readings.get(channel)
+        if is_counted(channel) and before is not None:
+            more = round(moment.readings.get(channel, 0.0) - before)
+        self._fork(census.Task(blocks, self._counts, True, KINDS_OF.get(channel, ()), more), moment)
         if self.child is None:
             return self._conclude(moment, question, None)
         self._question = question
@@ -403,9 +410,13 @@ class Suspicion:
             else:
                 grown = measured(at, self._counts_at.readings, self._counts_at.now_s)
                 apart_s = at.now_s - self._counts_at.now_s
-                found.append(types_evidence(self._counts, counts, grown, paths, child.died, apart_s=apart_s))
+                types = types_evidence(self._counts, counts, grown, paths, child.died, apart_s=apart_s)
+                source: sites.SiteSource | None = self._inquiry.sampling or self._tracing
+                found.append(types if source is None else with_callers(types, sites.own_callers(source, question.labels)))
             found.append(paths.evidence(child.died))
             bounded = paths.bounded(moment)
+            if question.sites is not None and not is_counted(channel):
+                found[found.index(question.sites)] = paths.with_doubts(question.sites)
             cycles_share = paths.cycles_share
             if counts is not None:
                 levels.append(levels_of(counts))

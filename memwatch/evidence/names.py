@@ -34,6 +34,11 @@ def is_standard(filename: str) -> bool:
     return (filename.startswith(STANDARD) and _SITE.match(filename) is None) or filename.startswith("<frozen ")
 
 
+def is_installed(filename: str) -> bool:
+    """Whether a file belongs to a package that was installed, and not to the program itself."""
+    return _SITE.match(filename) is not None
+
+
 @lru_cache(maxsize=2048)
 def short_file(filename: str) -> str:
     """The part of a path that a person reads: below `site-packages`, the standard library, the working directory or `sys.path`."""

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 from memwatch.evidence import names
 from memwatch.model import Evidence, Suspect
+from memwatch.units import format_duration, format_size
 
 TOP = 10
-TRAIL = 12
-"""Callers told with a site."""
+TRAIL = 47
+"""Callers told with a site: the whole stack, as deep as the sampler keeps it."""
 STACKS_RECORDED = 150
 """Stacks in a census, the largest first."""
 SIGMAS = 2.0
@@ -214,7 +215,8 @@ class Levels:
             return None
         soon_s = time_s + SOON * (self.kept[-1].time_s - time_s)
         before = [level for level in self.kept if level.time_s <= time_s]
-        return next((level for level in self.kept if time_s <= level.time_s <= soon_s), before[-1] if before else self.kept[0])
+        soon = [level for level in self.kept if time_s <= level.time_s <= soon_s]
+        return soon[-1] if soon else before[-1] if before else self.kept[0]
 
     def forget(self) -> None:
         """Begin anew: what was sampled before means nothing any more."""
@@ -250,13 +252,14 @@ def growths(before: Mapping[int, Live], after: Mapping[int, Live], born_since: M
 
 
 def rank(
-    grown: Iterable[Growth], source: SiteSource, measured: float | None, *, resident: bool = False
+    grown: Iterable[Growth], source: SiteSource, measured: float | None, *, resident: bool = False, since_s: float | None = None
 ) -> tuple[Evidence, dict[int, str]]:
     """Sites by growth, the largest first.
 
     Args:
         measured: bytes that the process grew by meanwhile.
         resident: *measured* is resident memory, so that what was allocated and never touched is not in it.
+        since_s: how long ago the growth looked at began, for the note.
 
     Returns:
         The evidence, and for each stack that grew the label of its site.
@@ -295,6 +298,8 @@ def rank(
         accounted += found.bytes
     explains = min(1.0, accounted / whole) if measured else None
     note = None
+    if measured and since_s is not None:
+        note = f"estimated by sampling: {format_size(measured)} of growth in {format_duration(since_s)}"
     if scale < 1.0:
         note = f"{total / 2**20:,.0f} MiB were allocated, of which {(measured or 0.0) / 2**20:,.0f} MiB were ever touched"
     if nowhere > 0.1 * whole:
@@ -302,6 +307,21 @@ def rank(
     if not suspects and total <= 0.1 * whole:
         note = "what Python's allocators gave out did not grow: the growth is not in them"
     return Evidence("sites", tuple(suspects), explains, note), labels
+
+
+def own_callers(source: SiteSource, labels: Mapping[int, str]) -> dict[str, str]:
+    """For sites in installed packages: the line of the program itself that called, which is the one to change."""
+    found: dict[str, str] = {}
+    for key, label in labels.items():
+        frames = source.stack(key)
+        place = site_of(frames) if frames else None
+        if label in found or place is None or not names.is_installed(frames[place][0]):
+            continue
+        for frame in frames[place + 1 :]:
+            if not (names.is_installed(frame[0]) or names.is_standard(frame[0]) or names.is_ours(frame[0])):
+                found[label] = names.site(frame)
+                break
+    return found
 
 
 class _Site:

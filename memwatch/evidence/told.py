@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from memwatch.evidence import census, names
 from memwatch.model import Evidence, Suspect, Verdict
-from memwatch.units import format_duration
+from memwatch.units import format_duration, format_size
 
 TOP = 8
 BOUNDED_SHARE = 0.6
 """Growth held by one bounded container to this part is a fill."""
 FULL = 0.97
 """A container this full does not explain growth any more."""
-ROOM = 1.5
-"""Entries may become larger: a fill may grow by this times what its entries so far predict (guess)."""
+ROOM = 1.0
+"""A fill is looked at again when it has grown by this times as much once more: another leak may hide behind it."""
+UNCERTAIN = frozenset({"dict", "list", "float", "tuple", "set", "method", "builtin_function_or_method", "slice"})
+"""Types whose dead instances CPython keeps and uses again (free lists): the next lives in a block that another line asked for."""
+MOSTLY = 0.7
+TOLD_FROM = 0.05
+"""Holders with less than this part of the survivors are noise, unless they are the largest."""
+LOST_FROM = 0.15
+"""Blocks without an object are told from this part on: a few are always objects that wait in a free list."""
 LEVELS_TOLD = 150
 KINDS_OF = {
-    "fds": ("_io.FileIO", "_socket.socket", "_ssl._SSLSocket"),
+    "fds": ("_io.FileIO", "_socket.socket", "_ssl._SSLSocket", "sqlite3.Connection", "select.epoll"),
     "sockets": ("_socket.socket", "_ssl._SSLSocket"),
     "threads": ("threading.Thread",),
     "children": ("subprocess.Popen", "multiprocessing.process.BaseProcess", "asyncio.subprocess.Process"),
@@ -94,13 +102,47 @@ class Paths:
     def by_type(self) -> dict[str, tuple[float, dict[str, float]]]:
         """Type to the bytes that its survivors stand for, and to those by the site that allocated them."""
         found: dict[str, tuple[float, dict[str, float]]] = {}
+        beside = self._sites_beside()
         for line in self._paths:
             weight, places = found.get(line["type"], (0.0, {}))
             label = self._labels.get(int(line["stack"]))
+            known = beside.get(str(line.get("place")), frozenset())
+            if line["type"] in UNCERTAIN and known and label not in known:
+                label = None  # its block was another line's before
             if label is not None:
                 places[label] = places.get(label, 0.0) + float(line["weight"])
             found[line["type"]] = weight + float(line["weight"]), places
         return found
+
+    def _sites_beside(self) -> dict[str, frozenset[str]]:
+        """For each place where growth accumulates, the sites of what lives there in blocks that were nobody's before."""
+        found: dict[str, set[str]] = {}
+        for line in self._paths:
+            label = self._labels.get(int(line["stack"]))
+            if label is not None and line["type"] not in UNCERTAIN and line.get("place"):
+                found.setdefault(str(line["place"]), set()).add(label)
+        return {place: frozenset(labels) for place, labels in found.items()}
+
+    def with_doubts(self, sites: Evidence) -> Evidence:
+        """Sites whose survivors are of types with free lists, where others are surely from other sites, go behind those."""
+        beside = self._sites_beside()
+        at: dict[str, tuple[float, float]] = {}
+        for line in self._paths:
+            label = self._labels.get(int(line["stack"]))
+            if label is not None:
+                all_of_it, doubtful = at.get(label, (0.0, 0.0))
+                known = beside.get(str(line.get("place")), frozenset())
+                weight = float(line["weight"])
+                doubt = line["type"] in UNCERTAIN and bool(known) and label not in known
+                at[label] = all_of_it + weight, doubtful + weight * doubt
+        doubted = {label for label, (weight, doubtful) in at.items() if doubtful >= MOSTLY * weight}
+        certain = [suspect for suspect in sites.suspects if suspect.label not in doubted]
+        others = [suspect for suspect in sites.suspects if suspect.label in doubted]
+        if not certain or not others:
+            return sites
+        named = ", ".join(suspect.label for suspect in others[:3])
+        told = f"CPython uses blocks of dead dicts, lists, floats and tuples again, so that these may be innocent: {named}"
+        return replace(sites, suspects=(*certain, *others), note="; ".join(filter(None, (sites.note, told))))
 
     def evidence(self, died: str | None) -> Evidence:
         """Who holds it: the places where it accumulates, the largest first."""
@@ -110,12 +152,12 @@ class Paths:
             weight, trails = places.get(place, (0.0, {}))
             trails[trail] = trails.get(trail, 0.0) + float(line["weight"])
             places[place] = weight + float(line["weight"]), trails
-        if self._lost > 0:
+        if self._lost > LOST_FROM * self._total:
             places["nothing in Python: C code took it through Python's allocator and has not given it back"] = self._lost, {(): 1.0}
         whole = max(self._whole or 0.0, self._total, 1e-9)
-        suspects = []
+        suspects: list[Suspect] = []
         for place, (weight, trails) in sorted(places.items(), key=lambda item: -item[1][0])[:TOP]:
-            if weight < 0.01 * whole:
+            if weight < 0.01 * whole or (suspects and weight < TOLD_FROM * self._total):
                 break
             trail = max(trails, key=lambda key: trails[key])
             size, count = (None, round(weight)) if self._counted else (round(weight), None)
@@ -136,7 +178,7 @@ class Paths:
             case 2 | 3 if self._counted:
                 return "nothing but themselves and the lists of the standard library: they are at work", (line["type"],)
             case 2:
-                return f"a reference held in C, to {trail[0] if trail else line['type']}", trail[1:]
+                return f"a reference held in C, to {trail[0] if trail else line['type']}", (*trail[1:-1], line["type"])
             case _:
                 return "a holder that was not found in the time there was", (line["type"],)
 
@@ -161,11 +203,10 @@ class Paths:
                 bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2])
         for name, (weight, holds, most) in bounds.items():
             if weight >= BOUNDED_SHARE * self._total and 0 < holds < FULL * most:
-                left = (most - holds) / holds
-                room = moment.verdict.grown * left * ROOM
-                reason = f"{name} holds {holds:,} of at most {most:,} entries"
+                room = moment.verdict.grown * min(ROOM, (most - holds) / holds)
+                reason = f"{name} held {holds:,} of at most {most:,} entries when it was looked at"
                 counted = is_counted(moment.verdict.channel)
-                return Bounded(reason, float(most - holds) if counted else room, moment.verdict.channel if counted else None)
+                return Bounded(reason, room, moment.verdict.channel if counted else None)
         return None
 
 
@@ -189,7 +230,10 @@ def types_evidence(
             if size <= 0.01 * whole:
                 break
             suspects.append(Suspect(name, size, count, round(size / whole, 4), _best(sampled.get(name))))
-        note: str | None = f"exact: from two censuses {format_duration(apart_s)} apart"
+        looked_at = format_size(max(0.0, whole))
+        note: str | None = (
+            f"from two censuses {format_duration(apart_s)} apart, of {looked_at} of the growth, and told for all of it"
+        )
     else:
         whole = max(sum(weight for weight, _ in sampled.values()), 1e-9)
         for name, (weight, _) in sorted(sampled.items(), key=lambda item: -item[1][0])[:TOP]:
@@ -200,6 +244,15 @@ def types_evidence(
         note = f"the child that counted {died}"
     explains = min(1.0, sum(suspect.share or 0.0 for suspect in suspects)) if suspects and measured else None
     return Evidence("types", tuple(suspects), explains, note)
+
+
+def with_callers(types: Evidence, callers: Mapping[str, str]) -> Evidence:
+    """The same with the program's own line behind each site in an installed package."""
+    told = [
+        replace(suspect, trail=tuple(f"{site} ← {callers[site]}" if site in callers else site for site in suspect.trail))
+        for suspect in types.suspects
+    ]
+    return replace(types, suspects=tuple(told))
 
 
 def _best(sampled: tuple[float, Mapping[str, float]] | None) -> tuple[str, ...]:

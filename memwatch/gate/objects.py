@@ -6,6 +6,7 @@ Law: variables of the caller do not count, and no code of the program runs but w
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import types
 import weakref
@@ -54,15 +55,14 @@ def assert_collected(subject: object, *, what: str | None = None) -> None:
 
 
 def _local_name(frame: types.FrameType, target: object) -> str | None:
-    while frame is not None:
-        for name, value in dict(frame.f_locals).items():
-            if value is target:
-                return name
-        following = frame.f_back
-        if following is None:
-            return None
-        frame = following
-    return None
+    for name, value in frame.f_locals.items():
+        if value is target:
+            break
+    else:
+        return None
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.gettrace() is None:
+        frame.f_locals.clear()  # a copy, which would hold what the variables held
+    return name
 
 
 def way_to_root(target: object, *, ignored: list[Any]) -> list[str] | None:

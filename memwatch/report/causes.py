@@ -109,7 +109,7 @@ CAUSES: tuple[Cause, ...] = (
         "loggers",
         "every name that getLogger is called with is kept for ever; use one logger a module, and a LoggerAdapter for what changes",
         "https://docs.python.org/3/howto/logging-cookbook.html#patterns-to-avoid",
-        _either(_says(r"\bloggerDict\b", "holders"), _says(r"^logging\.Logger$", "types")),
+        _either(_says(r"\bloggerDict \(dict, \d[\d,]*\d\d ", "holders"), _says(r"^logging\.Logger$", "types")),
     ),
     Cause(
         "asyncio tasks",

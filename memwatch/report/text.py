@@ -34,6 +34,8 @@ WIDTH = 100
 """Columns where nobody says otherwise: a log, a mail, a wide terminal."""
 NARROWEST = 40
 EVENTS_SHOWN = 12
+NEWS_AFTER_S = 10.0
+"""A reading younger than this is as good as new, whatever the interval."""
 WHAT_SHOWN = 12
 """Columns for the kind of an event."""
 COMMAND_SHOWN = 400
@@ -121,7 +123,8 @@ def _taken(report: Report, summary: ChannelSummary) -> str:
     if summary.taken is None or newest is None:
         return ""
     age_s = newest - summary.taken
-    return f"read {format_duration(age_s)} before" if age_s > 1.5 * (report.process.interval_s or 1.0) else ""
+    late_s = max(1.5 * (report.process.interval_s or 1.0), NEWS_AFTER_S)
+    return f"read {format_duration(age_s)} before" if age_s > late_s else ""
 
 
 def _evidence(evidence: Evidence, width: int) -> Iterator[str]:
