@@ -1,8 +1,8 @@
 """What each tool says of fifteen small tests, side by side: `python bench/plugin_table.py [--json FILE] [CASE …]`.
 
 Needs `python bench/plugin_peers.py`.  Every case runs in a process of its own with each tool: memwatch with `--memwatch`;
-pytest-memray with `--memray` and `limit_leaks("1 MB")`; pytest-monitor, which records a number and never fails a test; psleak with its
-`MemoryLeakTestCase` and PYTHONMALLOC=malloc, without which it skips.
+pytest-memray with `--memray` and `limit_leaks("1 MB")`; pytest-monitor, which records a number and never fails a test; psleak with
+its `MemoryLeakTestCase` and PYTHONMALLOC=malloc, without which it skips.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ CASES = (
     Case("200 MB freed", False, "", "bytearray(b'x') * 200_000_000"),
     Case("a file left open", True, "KEPT = []", "KEPT.append(open(__file__))"),
     Case("a socket left open", True, "import socket; KEPT = []", "KEPT.append(socket.socket())"),
-    Case("a thread left running", True, "import threading, time", "threading.Thread(target=time.sleep, args=(300,), daemon=True).start()"),
+    Case("a thread left running", True, "import threading, time", "threading.Thread(target=time.sleep, args=(300,), daemon=True).start()"),  # noqa: E501
     Case("an asyncio task left", True, "import asyncio; LOOP = asyncio.new_event_loop(); KEPT = []",
          "KEPT.append(LOOP.create_task(asyncio.sleep(600))); LOOP.run_until_complete(asyncio.sleep(0))"),
     Case("first use of a session fixture, 50 MB", False, "", "pass",
          "@pytest.fixture(scope='session')\ndef given():\n    return bytearray(b'x') * 50_000_000\n"),
     Case("warm-up of an lru_cache, 30 MB", False,
          "import functools\n@functools.lru_cache\ndef table():\n    return bytearray(b'x') * 30_000_000\n", "table()"),
-    Case("imports", False, "", "import decimal, email.mime.multipart, http.server, sqlite3, unittest.mock, xml.dom.minidom, xml.sax"),
+    Case("imports", False, "", "import decimal, email.mime.multipart, http.server, sqlite3, unittest.mock, xml.dom.minidom, xml.sax"),  # noqa: E501
     Case("5 MB freed in the tear-down", False, "KEPT = []", "KEPT.append(bytearray(5_000_000))",
          "@pytest.fixture\ndef given():\n    yield\n    KEPT.clear()\n"),
     Case("a cycle not yet collected, 5 MB", False, "", "pair = [bytearray(5_000_000)]; pair.append(pair)"),

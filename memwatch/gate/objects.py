@@ -55,14 +55,10 @@ def assert_collected(subject: object, *, what: str | None = None) -> None:
 
 
 def _local_name(frame: types.FrameType, target: object) -> str | None:
-    for name, value in frame.f_locals.items():
-        if value is target:
-            break
-    else:
-        return None
+    found = next((name for name, value in frame.f_locals.items() if value is target), None)
     if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.gettrace() is None:
         frame.f_locals.clear()  # a copy, which would hold what the variables held
-    return name
+    return found
 
 
 def way_to_root(target: object, *, ignored: list[Any]) -> list[str] | None:
