@@ -9,6 +9,7 @@ import pytest
 
 import memwatch
 from memwatch import config, model
+from pytest_memwatch import options as plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -19,6 +20,12 @@ def test_every_setting_is_in_the_reference_with_what_it_accepts() -> None:
     for setting in config.SETTINGS:
         assert f"| `{setting.name}` | `{setting.environment}` |" in text
         assert setting.accepts in text
+
+
+def test_every_option_of_the_plugin_is_in_its_reference() -> None:
+    text = (ROOT / "docs/reference/pytest.md").read_text()
+    for option in plugin.OPTIONS:
+        assert f"memwatch-{option.name}" in text, option.name
 
 
 def test_every_channel_is_in_the_reference() -> None:
@@ -44,6 +51,7 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_variable_a_document_names_is_one_memwatch_reads(path: Path) -> None:
     known = {setting.environment for setting in config.SETTINGS} | {config.DISABLE, "MEMWATCH_INTRVAL"}
+    known |= {plugin.ENVIRONMENT + option.name.replace("-", "_").upper() for option in (plugin.ON, *plugin.OPTIONS)}
     assert set(re.findall(r"MEMWATCH_[A-Z_]*[A-Z]", path.read_text())) - known == set()
 
 
