@@ -84,6 +84,24 @@ def _signals_blocked() -> Iterator[set[int] | None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+STACK_BYTES = 2**20
+"""What a thread of ours may need; a program that starts thousands of threads may have chosen far less for all of them."""
+
+
+@contextlib.contextmanager
+def _room_enough() -> Iterator[None]:
+    """What is started meanwhile has a stack of at least `STACK_BYTES`."""
+    chosen = _thread.stack_size()
+    if not 0 < chosen < STACK_BYTES:
+        yield
+        return
+    _thread.stack_size(STACK_BYTES)
+    try:
+        yield
+    finally:
+        _thread.stack_size(chosen)
+
+
 class Thread:
     """A real thread that does not keep the interpreter alive.  It runs from the start.
 
@@ -100,7 +118,7 @@ class Thread:
         self._running = new_lock()
         self._running.acquire()
         self._native_id: int | None = None
-        with _signals_blocked() as self._mask:
+        with _signals_blocked() as self._mask, _room_enough():
             self.ident = int(_original("start_new_thread")(self._run, ()))
 
     def _run(self) -> None:

@@ -219,6 +219,6 @@ def test_shares_of_holders_are_of_the_growth_that_was_measured_and_what_was_lost
     found = Paths(lines, {}, 20.0, counted=False).evidence(None)
     assert [(suspect.label.split(":")[0], suspect.share) for suspect in found.suspects] == [
         ("module a → b", 0.3),
-        ("nothing in Python", 0.2),
+        ("nothing that Python can see", 0.2),
     ]
     assert found.explains == pytest.approx(0.5)

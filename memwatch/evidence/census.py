@@ -10,11 +10,12 @@ import array
 import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memwatch.evidence import holders, names
+from memwatch.evidence import holders, names, resources
 
 PIPE = 3
 """Where `_heap.fork_quietly` puts the way back."""
@@ -65,6 +66,7 @@ def run(task: Task) -> None:
     """Do it, in the child.  Never returns."""
     status = 1
     try:
+        _switch_monitoring_off()
         _find_out(task)
         status = 0
     except BaseException as error:  # whatever it is, it ends here
@@ -74,6 +76,14 @@ def run(task: Task) -> None:
             pass
     finally:
         os._exit(status)
+
+
+def _switch_monitoring_off() -> None:
+    """Coverage and debuggers since 3.12: their callbacks are the program's code."""
+    monitoring: Any = getattr(sys, "monitoring", None)
+    for tool in range(6) if monitoring is not None else ():
+        if monitoring.get_tool(tool) is not None:
+            monitoring.set_events(tool, 0)
 
 
 def _heap() -> Any:
@@ -95,6 +105,8 @@ def _find_out(task: Task) -> None:
     counts = _by_name(found)
     told = sorted(counts.items(), key=lambda item: -item[1][1])[:TYPES_TOLD]
     _tell({"what": "types", "types": dict(told), "whole": whole, "took_s": _since(began_s)})
+    members = list(resources.look("tasks").values())
+    _tell({"what": "tasks", "members": [[member.identity, member.group, member.trail] for member in members]})
     if not task.want_paths:
         return
     targets: list[int] = []

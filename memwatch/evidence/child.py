@@ -27,6 +27,8 @@ COPIED_SHARE = 0.5
 """Part of the resident memory that a child may have to copy: its own tables, and pages that the program writes meanwhile (guess;
 bench/pause.py prints what was copied)."""
 SPARE_BYTES = 64 * 2**20
+LEFT_S = 60.0
+"""A SIGCHLD handler of the program has so long to take the exit status of a child: it may come late, in the main thread."""
 
 
 def refusal(rss_bytes: float | None, limit_bytes: float | None) -> str | None:
@@ -67,6 +69,7 @@ class Child:
 
     def __init__(self, task: census.Task, *, deadline_s: float = DEADLINE_S, clock: Callable[[], float] = time.monotonic) -> None:
         heap = importlib.import_module("memwatch.evidence._heap")
+        _take_left(time.monotonic())
         self._owner = os.getpid()
         self._clock = clock
         self._rest = b""
@@ -76,6 +79,7 @@ class Child:
         """How it ended if not by itself."""
         self._read, write = os.pipe()
         os.set_blocking(self._read, False)
+        self._identity = _identity(self._read)
         self.deadline_s = clock() + deadline_s
         began_s = time.perf_counter()
         enabled = gc.isenabled()
@@ -98,6 +102,12 @@ class Child:
         if self._read < 0:
             return True
         while True:
+            if _identity(self._read) != self._identity:
+                # The program has closed all descriptors, as daemons do, and that number is by now another file's: not ours to read.
+                self._read = -1
+                self.died = "was lost: the program closed its pipe"
+                self._reap(kill=True)
+                return True
             try:
                 data = os.read(self._read, 1 << 16)
             except BlockingIOError:
@@ -126,27 +136,60 @@ class Child:
     def kill(self) -> None:
         """End it now.  In a process that inherited this object nothing is killed: the child is not its own."""
         if self._read >= 0 and os.getpid() == self._owner:
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._reap()
+            self._reap(kill=True)
         self._close()
 
-    def _reap(self) -> None:
-        """Take its exit status.  Its pipe is closed or it was killed, so it is about to end.
+    def _reap(self, *, kill: bool = False) -> None:
+        """Learn how it ended, and take its exit status.  Its pipe is closed or it is killed, so it is about to end.
 
-        The program may have done so already: whoever waits for any child gets ours too.
+        The program may have taken it already: whoever waits for any child gets ours too.  Where it has a handler for SIGCHLD, which
+        may wait for *a* child without asking whether there is one, ours is left for it for a while.
         """
+        if kill:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
         try:
-            # Not os.waitpid, which gevent replaces with one that waits in its loop.
-            _, status = importlib.import_module("posix").waitpid(self.pid, 0)
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except OSError:
             return
-        if os.WIFSIGNALED(status) and self.died is None:
-            number = os.WTERMSIG(status)
-            in_time = number in (signal.SIGALRM, signal.SIGKILL)
-            self.died = "did not finish in time, or memory was short" if in_time else f"crashed with signal {number}"
+        if ended is not None and ended.si_code != os.CLD_EXITED and self.died is None:
+            how = {
+                int(signal.SIGALRM): "did not finish in time",
+                int(signal.SIGKILL): "was killed: memory was short, or somebody did it",
+            }
+            self.died = how.get(int(ended.si_status), f"crashed with signal {ended.si_status}")
+        if signal.getsignal(signal.SIGCHLD) in (signal.SIG_DFL, signal.SIG_IGN):
+            _wait(self.pid, 0)
+        else:
+            _left.append((self.pid, time.monotonic() + LEFT_S))
 
     def _close(self) -> None:
         if self._read >= 0:
-            os.close(self._read)
+            if _identity(self._read) == self._identity:
+                os.close(self._read)
             self._read = -1
+
+
+# Children that have ended and were left for a SIGCHLD handler of the program, with the moment from which nobody wants them any more.
+_left: list[tuple[int, float]] = []
+
+
+def _take_left(now_s: float) -> None:
+    for pid, until_s in list(_left):
+        if now_s >= until_s:
+            _left.remove((pid, until_s))
+            _wait(pid, os.WNOHANG)
+
+
+def _wait(pid: int, options: int) -> None:
+    with contextlib.suppress(OSError):
+        # Not os.waitpid, which gevent replaces with one that waits in its loop.
+        importlib.import_module("posix").waitpid(pid, options)
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

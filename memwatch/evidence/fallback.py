@@ -5,54 +5,43 @@ Law: in the watched process nothing takes longer than the collector's own pauses
 
 from __future__ import annotations
 
-import gc
+import importlib
 import sys
 import types
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from memwatch.evidence import names
-from memwatch.expectations import retaining_path
 from memwatch.model import Evidence, Suspect
 
-MOST_BLOCKS = 100_000
-"""Allocator blocks up to which the heap is looked at in this process: about 10 ms for each look, with the GIL held (a guess from
-0.09 s per million containers for a count and 0.03 s for a step along the holders)."""
+MOST_BLOCKS = 1_000_000
+"""Allocator blocks up to which types are counted in this process: one walk of about 10 ms per million objects, with the GIL held (a
+guess from 0.03 s per million for a walk that also takes references)."""
 TOP = 8
 
 
 def count_types(blocks: float | None) -> dict[str, int] | None:
-    """What the collector tracks, by type; None on a heap where that would be a pause.
+    """What the collector tracks, by type; None on a heap where that would be a pause, or without the extension.
 
     Args:
         blocks: live allocator blocks, if known: the cost goes with them.
     """
     if blocks is None or blocks > MOST_BLOCKS:
         return None
-    counts: dict[str, int] = {}
-    for kind, count in Counter(map(id, map(type, gc.get_objects()))).items():
-        counts[str(kind)] = count
-    # By identity first: a metaclass may have a hash of its own.
-    kinds = {str(id(kind)): names.type_name(kind) for kind in _types()}
+    try:
+        # Not gc.get_objects(): it hands out what other threads are in the middle of making, and holds what they let go.
+        counted = importlib.import_module("memwatch.evidence._heap").count_here()
+    except (ImportError, AttributeError, MemoryError):
+        return None
     named: dict[str, int] = {}
-    for kind_id, count in counts.items():
-        name = kinds.get(kind_id)
-        if name is not None and not name.startswith("memwatch."):
+    for kind, count in counted:
+        name = names.type_name(kind)
+        if not name.startswith("memwatch."):
             named[name] = named.get(name, 0) + count
     return named
 
 
-def _types() -> list[type]:
-    """Every type that something the collector tracks is an instance of."""
-    found: dict[int, type] = {}
-    for thing in gc.get_objects():
-        kind = type(thing)
-        found.setdefault(id(kind), kind)
-    return list(found.values())
-
-
-def types_in_process(why: str, blocks: float | None, before: Mapping[str, int] | None) -> list[Evidence]:
-    """Types by growth in number, and who holds one of the first, looked at here because no child could be forked.
+def types_in_process(why: str, blocks: float | None, before: Mapping[str, int] | None) -> Evidence:
+    """Types by growth in number, counted here because no child could be forked.
 
     Args:
         why: the reason, for the note.
@@ -62,26 +51,14 @@ def types_in_process(why: str, blocks: float | None, before: Mapping[str, int] |
     after = count_types(blocks)
     if after is None:
         size = "of unknown size" if blocks is None else f"of {blocks:,.0f} blocks"
-        return [Evidence("types", note=f"{why}; counting a heap {size} in the process itself would be a pause")]
+        return Evidence(
+            "types", note=f"{why}; counting a heap {size} in the process itself would be a pause, or is not possible here"
+        )
     grown = {name: count - (before or {}).get(name, 0) for name, count in after.items()}
     ranked = [(name, count) for name, count in sorted(grown.items(), key=lambda item: -item[1])[:TOP] if count > 0]
     what = "levels, not growth" if before is None else "growth in number"
     note = f"{why}; counted in the process itself: {what} of what the collector tracks"
-    found = [Evidence("types", tuple(Suspect(name, None, count) for name, count in ranked), None, note)]
-    holders = [] if before is None else _holders([name for name, _ in ranked[:3]])
-    if holders:
-        found.append(Evidence("holders", tuple(holders), None, "of one instance each"))
-    return found
-
-
-def _holders(wanted: Sequence[str]) -> list[Suspect]:
-    found: list[Suspect] = []
-    for name in wanted:
-        newest = next((thing for thing in reversed(gc.get_objects()) if names.type_name(type(thing)) == name), None)
-        path = [] if newest is None else retaining_path(newest)
-        if path:
-            found.append(Suspect(path[0], trail=(*path[1:], name)))
-    return found
+    return Evidence("types", tuple(Suspect(name, None, count) for name, count in ranked), None, note)
 
 
 class NativeStacks:
@@ -148,7 +125,7 @@ def native_facts(before: Mapping[str, float], after: Mapping[str, float], given_
     facts = []
     for channel, title in (("heap", "the Python heap"), ("native", "malloc in use"), ("retained", "what allocators keep unused")):
         old, new = before.get(channel), after.get(channel)
-        if old is not None and new is not None:
+        if old is not None and new is not None and old != new:  # else it was not read in between
             facts.append(f"{title} changed by {(new - old) / 2**20:+,.1f} MiB")
     if given_back is not None:
         facts.append(f"malloc_trim gave back {max(0.0, given_back) / 2**20:,.1f} MiB")

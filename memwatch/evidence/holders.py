@@ -133,7 +133,7 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
     """
     texts: list[str] = [root]
     sizes: list[int] = [0]
-    bound: Bound | None = None
+    bounds: dict[int, Bound] = {}
     previous: object = None
     owner: object = None
     edge = variable
@@ -150,15 +150,27 @@ def in_words(root: str, variable: str | None, things: Sequence[object], *, at_ro
             owner = before  # an instance's or a class's own dictionary: its attributes are the owner's
             continue
         owner = None
-        if not last and (type(thing) is types.CellType or type(thing).__name__ in _INNER):
+        if not last and (type(thing) is types.CellType or names.type_name(type(thing)) in _INNER):
             continue
         entries = names.length(thing) or 0
         sizes.append(entries)
         # The end is what grows: its type, as the other evidence calls it; or the container itself, by a larger table.
         texts.append(_named(edge, thing) if not last or entries >= ACCUMULATES_FROM else names.type_name(type(thing)))
-        bound = bound or bound_of(thing, following)
+        found = bound_of(thing, following)
+        if found is not None:
+            bounds[len(texts) - 1] = found
     place = _accumulation(sizes)
+    bound = _bound_there(bounds, sizes, place)
     return Holding(" → ".join(_folded(texts[: place + 1])), tuple(_folded([*texts[place + 1 :], *after])), bound)
+
+
+def _bound_there(bounds: dict[int, Bound], sizes: Sequence[int], place: int) -> Bound | None:
+    """The bound of the container where growth accumulates, or of what directly wraps it; one elsewhere on the path bounds something
+    else (a cache of one client that keeps a log)."""
+    if place in bounds:
+        return bounds[place]
+    wrapper = bounds.get(place - 1)
+    return wrapper if wrapper is not None and wrapper.holds / 2 <= sizes[place] <= 4 * wrapper.holds + 16 else None
 
 
 def _accumulation(sizes: Sequence[int]) -> int:
@@ -233,7 +245,7 @@ def _task_name(task: Any) -> str:
 
 
 def _cached_function(thing: object) -> str | None:
-    if type(thing).__name__ != "_lru_cache_wrapper":
+    if names.type_name(type(thing)) != "functools._lru_cache_wrapper":
         return None
     bound = bound_of(thing, None)
     attributes = names.instance_dict(thing) or {}
@@ -275,7 +287,7 @@ _BOUNDED = (
 def bound_of(thing: object, after: object) -> Bound | None:
     """The bound of a container that has one and has not reached it; None for everything else."""
     kind = type(thing)
-    if kind.__name__ == "_lru_cache_wrapper" and kind.__module__ == "functools":
+    if names.type_name(kind) == "functools._lru_cache_wrapper":
         try:
             info: Any = kind.cache_info(thing)  # type: ignore[attr-defined]
         except Exception:
@@ -292,8 +304,8 @@ def bound_of(thing: object, after: object) -> Bound | None:
     attributes = names.instance_dict(thing) or {}
     for bound_name, size_name in _BOUNDED:
         most, size = attributes.get(bound_name), attributes.get(size_name)
-        if isinstance(most, int) and not isinstance(most, bool) and most > 0 and size is not None:
-            holds = size if isinstance(size, int) else names.length(size)
+        if type(most) is int and most > 0 and size is not None:
+            holds = size if type(size) is int else names.length(size)
             if holds is None and after is not None:
                 holds = names.length(after)
             if holds is not None:

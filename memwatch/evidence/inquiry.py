@@ -47,7 +47,9 @@ NOT_PYTHON = 0.2
 """Growth of which Python's allocators gave out less than this part is not Python's."""
 FINE_BYTES = 4096
 """Bytes between two samples while resources are suspected."""
-COUNTED = ("fds", "threads", "children", "tasks")
+COUNTED = ("fds", "threads", "children")
+"""Resources that are listed here; tasks are in the child: a reference to a task here could be its last."""
+FINE_TICKS = 64
 LOOKED_AT_AS = {"sockets": "fds"}
 
 
@@ -223,9 +225,11 @@ class Suspicion:
         """The types counted in this process, where no child may be forked."""
         self._counts: census.Counts | None = None
         self._counts_at = moment
+        self._tasks: resources.Found | None = None
         self._level: sites.Level | None = None
         self._tracing: sites.Tracing | None = None
         self._traced_ticks = 0
+        self._ticks = 0
         self._native_stacks = fallback.NativeStacks()
         self._native_before: dict[int, float] = {}
         sampling = inquiry.sampling
@@ -252,7 +256,11 @@ class Suspicion:
 
     def observe(self, moment: Moment) -> Conclusion | None:
         """Take note of a tick of the suspicion; returns a conclusion when there is one."""
-        self._native_stacks.tick(moment.readings.get("native"))
+        if self._inquiry.sampling is None:
+            self._native_stacks.tick(moment.readings.get("native"))
+        self._ticks += 1
+        if self._ticks == FINE_TICKS:
+            self._rest()  # what comes and goes for so long is not worth more
         self._limit_tracing(moment)
         if self.poll():
             child, self._finished = self._finished, None
@@ -261,6 +269,7 @@ class Suspicion:
             if question is not None:
                 return self._conclude(moment, question, child)
             self._counts = counts_of(child.lines)
+            self._tasks = resources.told(child.lines)
         if moment.verdict.state != "leaking":
             return None
         if self._concluded and not moment.verdict.grown >= 2 * self._told_growth > 0:
@@ -391,11 +400,15 @@ class Suspicion:
         cycles_share = 0.0
         if is_counted(channel):
             looked_at = LOOKED_AT_AS.get(channel, channel)
-            found.append(resources.compare(channel, self._resources.get(looked_at), resources.look(channel)))
+            if channel == "tasks":
+                now = resources.told(child.lines) if child is not None else None
+                found.append(resources.compare(channel, self._tasks, now or {}))
+            else:
+                found.append(resources.compare(channel, self._resources.get(looked_at), resources.look(channel)))
         if question.sites is not None:
             found.append(question.sites)
         if child is None:
-            found += fallback.types_in_process(self._why_no_child or "", moment.readings.get("blocks"), self._counted_here)
+            found.append(fallback.types_in_process(self._why_no_child or "", moment.readings.get("blocks"), self._counted_here))
         else:
             at, level = question.moment, self._level
             counts = counts_of(child.lines)

@@ -18,6 +18,7 @@ Frame = tuple[str, str, int]
 
 OURSELVES = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # noqa: PTH100, PTH120 - no pathlib in a service
 STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep  # noqa: PTH100, PTH120
+LONGEST = 200
 _SITE = re.compile(r"^.*[/\\](?:site|dist)-packages[/\\]")
 
 _module_of = type.__dict__["__module__"].__get__
@@ -58,7 +59,7 @@ def short_file(filename: str) -> str:
 def site(frame: Frame) -> str:
     """A frame as labels say it: `app/sessions.py:48 SessionStore.add`."""
     filename, qualname, line = frame
-    return f"{short_file(filename)}:{line} {qualname}"
+    return f"{short_file(filename)}:{line} {shortened(qualname)}"
 
 
 def type_name(kind: type) -> str:
@@ -69,7 +70,12 @@ def type_name(kind: type) -> str:
         return "?"
     if not isinstance(module, str) or not isinstance(qualname, str):
         return str(qualname) if isinstance(qualname, str) else "?"
-    return qualname if module in ("builtins", "__builtin__") else f"{module}.{qualname}"
+    return shortened(qualname if module in ("builtins", "__builtin__") else f"{module}.{qualname}")
+
+
+def shortened(text: str) -> str:
+    """A name of a program's own making, of a length that a line can bear."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def instance_dict(thing: object) -> dict[str, Any] | None:

@@ -28,6 +28,8 @@ TOLD_FROM = 0.05
 """Holders with less than this part of the survivors are noise, unless they are the largest."""
 LOST_FROM = 0.15
 """Blocks without an object are told from this part on: a few are always objects that wait in a free list."""
+FEWEST = 8
+"""Entries from which a container is one that fills."""
 LEVELS_TOLD = 150
 KINDS_OF = {
     "fds": ("_io.FileIO", "_socket.socket", "_ssl._SSLSocket", "sqlite3.Connection", "select.epoll"),
@@ -153,7 +155,9 @@ class Paths:
             trails[trail] = trails.get(trail, 0.0) + float(line["weight"])
             places[place] = weight + float(line["weight"]), trails
         if self._lost > LOST_FROM * self._total:
-            places["nothing in Python: C code took it through Python's allocator and has not given it back"] = self._lost, {(): 1.0}
+            places[
+                "nothing that Python can see: C code holds it, or took it through Python's allocator and has not given it back"
+            ] = self._lost, {(): 1.0}
         whole = max(self._whole or 0.0, self._total, 1e-9)
         suspects: list[Suspect] = []
         for place, (weight, trails) in sorted(places.items(), key=lambda item: -item[1][0])[:TOP]:
@@ -202,7 +206,7 @@ class Paths:
                 weight, _, _ = bounds.get(bound[0], (0.0, 0, 0))
                 bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2])
         for name, (weight, holds, most) in bounds.items():
-            if weight >= BOUNDED_SHARE * self._total and 0 < holds < FULL * most:
+            if weight >= BOUNDED_SHARE * self._total and FEWEST <= holds < FULL * most:
                 room = moment.verdict.grown * min(ROOM, (most - holds) / holds)
                 reason = f"{name} held {holds:,} of at most {most:,} entries when it was looked at"
                 counted = is_counted(moment.verdict.channel)
