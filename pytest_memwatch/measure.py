@@ -78,9 +78,7 @@ class Watch:
         now = self._reader.read(small=exact)
         growth = between(self.before, now).less(self.excluded)
         kept = self._kept_by_pytest()
-        if growth.malloc is not None:
-            growth = growth._replace(malloc=growth.malloc - kept)
-        return growth
+        return growth.less(Growth(0, 0, kept, kept))
 
     def suspicion(self, *, settled: bool = False) -> Suspicion:
         """Whether anything is over a limit, at first sight.
@@ -103,6 +101,7 @@ class Watch:
                 heap = growth.heap if growth.heap is not None else growth.at_most
                 memory = heap + (self._debt if settled else 0) > limits.growth
             new_rss = (now.rss or 0) - max(self.before.rss or 0, self._rss_floor) - max(0, self.excluded.rss or 0)
+            new_rss -= self._kept_by_pytest()
             memory = memory or new_rss - max(0, growth.at_most) > limits.growth + RSS_SLACK
         counts = any(
             (count := getattr(now, channel)) is not None and count > (expected or 0) + most

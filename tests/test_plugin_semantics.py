@@ -309,9 +309,12 @@ def test_what_pytest_keeps_of_the_output_is_not_the_tests(pytester: pytest.Pytes
 
         def test_prints_more():
             print("x" * 4_000_000)
+
+        def test_logs():
             logging.getLogger().warning("y" * 3_000_000)
     """)  # fmt: skip
-    assert outcome.counts() == {"passed": 2} and "leak" not in outcome.verdicts().values()
+    assert outcome.counts() == {"passed": 3} and "leak" not in outcome.verdicts().values()
+    assert outcome.row("test_prints_more")["reruns"] == 0
 
 
 def test_repetitions_leave_no_trace_in_the_report(pytester: pytest.Pytester) -> None:
