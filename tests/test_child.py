@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.evidence import census, child
+from memwatch.evidence import child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere: the heap is looked at in a forked child on Linux only")
 

@@ -170,7 +170,7 @@ class Child:
             self._read = -1
 
 
-# Children that have ended and were left for a SIGCHLD handler of the program, with the moment from which nobody wants them any more.
+# Children that have ended and were left for a SIGCHLD handler of the program, with the moment from which nobody wants them more.
 _left: list[tuple[int, float]] = []
 
 
