@@ -235,9 +235,7 @@ def types_evidence(
                 break
             suspects.append(Suspect(name, size, count, round(size / whole, 4), _best(sampled.get(name))))
         looked_at = format_size(max(0.0, whole))
-        note: str | None = (
-            f"from two censuses {format_duration(apart_s)} apart, of {looked_at} of the growth, and told for all of it"
-        )
+        note: str | None = f"exact counts, from two censuses {format_duration(apart_s)} apart: {looked_at} of the growth"
     else:
         whole = max(sum(weight for weight, _ in sampled.values()), 1e-9)
         for name, (weight, _) in sorted(sampled.items(), key=lambda item: -item[1][0])[:TOP]:
