@@ -11,7 +11,8 @@ STAMP = $(VENV)/.made
 TEST_STAMP = $(VENV)/.made-test
 DEV_STAMP = $(VENV)/.made-dev
 SOURCES = pyproject.toml setup.py $(wildcard memwatch/evidence/*.c)
-PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# Setuptools tells whoever installs for editing to beware of folders; there is nothing here to beware of.
+PIP = PYTHONWARNINGS="ignore:Editable" $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test test-all lint bench docs leaks clean
 
