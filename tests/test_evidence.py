@@ -295,6 +295,25 @@ def grow():
     assert "a cycle that the collector has not reached yet" in first(found, "holders")["label"]
 
 
+def test_garbage_in_large_cycles_is_said_to_be_that_too() -> None:
+    found = examined("""
+import gc; gc.disable()
+class Node:
+    def __init__(self, parent): self.parent, self.children, self.text = parent, [], "text of %d" % id(self) * 5
+def tree():
+    root = Node(None); level = [root]
+    for depth in range(11):
+        below = []
+        for node in level:
+            for _ in range(2): node.children.append(Node(node))
+            below += node.children
+        level = below
+def grow(): tree()
+""")
+    assert found["cycles_share"] > 0.8
+    assert "a cycle that the collector has not reached yet" in first(found, "holders")["label"]
+
+
 def test_a_reference_lost_in_c_is_said_to_be_that() -> None:
     found = examined("""
 import ctypes

@@ -1509,6 +1509,139 @@ climb(PyObject *Py_UNUSED(module), PyObject *arguments)
     return Py_BuildValue("nn", (Py_ssize_t)owners_count - 1, (Py_ssize_t)links);
 }
 
+/* What the collector would find: references that come from tracked objects are taken off; what still has some is held from outside, and
+   so is what it reaches (CPython, Python/gc.c: subtract_refs and move_unreachable).  Without the collector, which runs finalizers. */
+#define MOST_TRACKED (1 << 24)
+
+typedef struct {
+    Table index;
+    PyObject **objects;
+    Py_ssize_t *references;
+    uint8_t *reached;
+    uint32_t *waiting;
+    size_t count, waiting_count;
+    int failed;
+} Reach;
+
+static int
+count_tracked(PyObject *Py_UNUSED(object), void *context)
+{
+    return ++*(size_t *)context > MOST_TRACKED;
+}
+
+static int
+list_tracked(PyObject *object, void *context)
+{
+    Reach *reach = context;
+    if (table_add(&reach->index, (uintptr_t)object, (uint32_t)reach->count) <= 0) {
+        reach->failed = 1;
+        return 1;
+    }
+    reach->objects[reach->count] = object;
+    reach->references[reach->count++] = Py_REFCNT(object);
+    return 0;
+}
+
+static int
+take_off(PyObject *object, void *context)
+{
+    Reach *reach = context;
+    uint32_t number;
+    if (object != NULL && table_has(&reach->index, (uintptr_t)object, &number)) {
+        reach->references[number]--;
+    }
+    return 0;
+}
+
+static int
+reach_it(PyObject *object, void *context)
+{
+    Reach *reach = context;
+    uint32_t number;
+    if (object != NULL && table_has(&reach->index, (uintptr_t)object, &number) && !reach->reached[number]) {
+        reach->reached[number] = 1;
+        reach->waiting[reach->waiting_count++] = number; /* each once: there is room */
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(garbage_doc,
+"garbage(numbers)\n--\n\n"
+"Whether each of these owners is garbage that the collector has not reached: a list of booleans, None for what it does not track; or\n"
+"None for all if the heap is too large or memory is short.\n");
+
+static PyObject *
+garbage(PyObject *Py_UNUSED(module), PyObject *numbers)
+{
+    if (demand_child() < 0) {
+        return NULL;
+    }
+    if (!PyList_Check(numbers)) {
+        PyErr_SetString(PyExc_TypeError, "a list is wanted");
+        return NULL;
+    }
+    Reach reach;
+    memset(&reach, 0, sizeof(reach));
+    size_t count_all = 0, slots = 1024;
+    if (for_each_tracked(count_tracked, &count_all) != 0) {
+        Py_RETURN_NONE;
+    }
+    size_t room = count_all + 1024;
+    while (slots < 2 * room) {
+        slots *= 2;
+    }
+    reach.objects = get_pages(room * sizeof(PyObject *));
+    reach.references = get_pages(room * sizeof(Py_ssize_t));
+    reach.reached = get_pages(room);
+    reach.waiting = get_pages(room * sizeof(uint32_t));
+    PyObject *result = NULL;
+    if (reach.objects == NULL || reach.references == NULL || reach.reached == NULL || reach.waiting == NULL ||
+        table_make(&reach.index, slots, 1) < 0 || for_each_tracked(list_tracked, &reach) != 0 || reach.failed) {
+        result = Py_NewRef(Py_None);
+        goto done;
+    }
+    for (size_t i = 0; i < reach.count; i++) {
+        Py_TYPE(reach.objects[i])->tp_traverse(reach.objects[i], take_off, &reach);
+    }
+    for (size_t i = 0; i < reach.count; i++) {
+        if (reach.references[i] > 0 && !reach.reached[i]) {
+            reach.reached[i] = 1;
+            reach.waiting[reach.waiting_count++] = (uint32_t)i;
+        }
+        while (reach.waiting_count > 0) {
+            PyObject *object = reach.objects[reach.waiting[--reach.waiting_count]];
+            Py_TYPE(object)->tp_traverse(object, reach_it, &reach);
+        }
+    }
+    result = PyList_New(0);
+    for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(numbers); i++) {
+        size_t number = PyLong_AsSize_t(PyList_GET_ITEM(numbers, i));
+        uint32_t place;
+        PyObject *answer = Py_None;
+        if (number < owners_count && owners[number] != NULL && table_has(&reach.index, (uintptr_t)owners[number], &place)) {
+            answer = reach.reached[place] ? Py_False : Py_True;
+        }
+        if (PyErr_Occurred() || PyList_Append(result, answer) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+done:
+    table_drop(&reach.index);
+    if (reach.objects != NULL) {
+        munmap(reach.objects, room * sizeof(PyObject *));
+    }
+    if (reach.references != NULL) {
+        munmap(reach.references, room * sizeof(Py_ssize_t));
+    }
+    if (reach.reached != NULL) {
+        munmap(reach.reached, room);
+    }
+    if (reach.waiting != NULL) {
+        munmap(reach.waiting, room * sizeof(uint32_t));
+    }
+    return result;
+}
+
 static int
 count_type(PyObject *object, void *context)
 {
@@ -1559,6 +1692,7 @@ static PyMethodDef methods[] = {
     {"thread_roots", list_thread_roots, METH_NOARGS, thread_roots_doc},
     {"instances", instances, METH_O, instances_doc},
     {"climb", climb, METH_VARARGS, climb_doc},
+    {"garbage", garbage, METH_O, garbage_doc},
     {NULL, NULL, 0, NULL},
 };
 

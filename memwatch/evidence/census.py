@@ -26,6 +26,7 @@ TYPES_SEARCHED = 6
 UNSEEN_SHARE = 0.3
 """Growth of a type that no sampled block shows is followed from this part of all growth."""
 TYPES_TOLD = 4000
+NEARLY_ALL = 0.8
 CHAIN = 8
 """So many holders of one type, one behind the other, are a chain."""
 FOUND, CYCLE, FROM_C, CUT = range(4)
@@ -210,6 +211,7 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], 
         return holders.in_words(text, variable, way, at_root=root < given, after=after)
 
     told: list[dict[str, Any]] = []
+    searched: list[tuple[dict[str, Any], int]] = []
     cut: list[tuple[dict[str, Any], int, list[type]]] = []
     rows = found(targets)
     for (status, root, way), (weight, stack), target in zip(rows, weights, targets, strict=True):
@@ -218,6 +220,7 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], 
         line: dict[str, Any] = {"what": "path", "status": status, "weight": weight, "stack": stack}
         line["type"] = names.type_name(type(way[-1]))
         told.append(line)
+        searched.append((line, target))
         if status == FOUND:
             line |= _said(in_words(root, way))
         elif status == FROM_C:
@@ -241,8 +244,24 @@ def _paths(heap: Any, targets: list[int], weights: Sequence[tuple[float, int]], 
         begin = begins[key]
         if begin is not None:
             line |= {"status": FOUND} | _said(begin)
+    _find_garbage(heap, [(line, target) for line, target in searched if line["status"] == CUT])
     for line in told:
         _tell(line)
+
+
+def _find_garbage(heap: Any, unresolved: list[tuple[dict[str, Any], int]]) -> None:
+    """What no search could reach may be garbage in large cycles (trees with links to parents): counting all references tells.
+
+    What the collector does not track, such as text, is taken for garbage where nearly all that it does track is.
+    """
+    if not unresolved:
+        return
+    flags = heap.garbage([target for _, target in unresolved]) or []
+    known = [flag for flag in flags if flag is not None]
+    nearly_all = bool(known) and sum(known) >= NEARLY_ALL * len(known)
+    for (line, _), flag in zip(unresolved, flags, strict=False):
+        if flag or (flag is None and nearly_all):
+            line["status"] = CYCLE
 
 
 def _said(holding: holders.Holding) -> dict[str, Any]:
