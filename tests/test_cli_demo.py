@@ -73,6 +73,7 @@ def test_a_demo_cut_short_leaves_no_service_behind(number: int, tmp_path: Path) 
 def test_on_a_terminal_the_vitals_are_drawn_in_place(tmp_path: Path) -> None:
     pid, descriptor = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that started the tests in the background has it ignored
         os.execvpe(
             MEMWATCH[0], [*MEMWATCH, "demo"], os.environ | {"TMPDIR": str(tmp_path), "TERM": "xterm-256color", "COLUMNS": "80"}
         )
