@@ -116,7 +116,7 @@ def start(
         memory_limit: `"auto"`, the tightest of cgroup, rlimit and host, or a size such as `"2GiB"` [auto].
         warning, critical: pressure levels, as a fraction of the limit or as a size such as `"500MB"` [0.70, 0.85].
         evidence: how it is found out what grows: `"auto"`, `"off"`, `"sampling"` or `"tracemalloc"` [auto].
-        sample_every: bytes between two sampled allocations, on average, such as `"512KiB"` [64KiB].
+        sample_every: bytes between two sampled allocations, on average, such as `"512KiB"` [64KiB, more where they are many].
         directory: where the record goes [`MEMWATCH_DIR`, else the user's state directory]; False for no record.
         labels: kept in the record, such as `{"version": "1.4.2"}`.
         name: what this process is called in reports [from its command].

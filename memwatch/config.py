@@ -46,8 +46,8 @@ class Config:
     """A fraction of the limit up to 1, or bytes above 1."""
     critical: float = 0.85
     evidence: EvidenceMode = "auto"
-    sample_bytes: int = 64 * 1024
-    """Bytes between two sampled allocations, on average."""
+    sample_bytes: int | None = None
+    """Bytes between two sampled allocations, on average; None: 64 KiB, and more in a program that allocates fast."""
     directory: Path | Literal[False] | None = None
     """None: the state directory of the user; False: no record."""
     name: str | None = None
@@ -394,7 +394,9 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "warning": level(config.warning),
         "critical": level(config.critical),
         "evidence": config.evidence,
-        "sample_every": units.format_size(config.sample_bytes),
+        "sample_every": "64KiB, more where allocations are many"
+        if config.sample_bytes is None
+        else units.format_size(config.sample_bytes),
         "directory": "off"
         if config.directory is False
         else "the user's state directory"

@@ -222,3 +222,26 @@ def test_shares_of_holders_are_of_the_growth_that_was_measured_and_what_was_lost
         ("nothing that Python can see", 0.2),
     ]
     assert found.explains == pytest.approx(0.5)
+
+
+def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_finely() -> None:
+    class Counted:
+        samples = 0.0
+        means: list[int] = []  # noqa: RUF012
+
+        def statistics(self) -> dict[str, float]:
+            return {"samples": self.samples}
+
+        def set_mean(self, mean_bytes: int) -> None:
+            self.means.append(mean_bytes)
+
+    sampling = sites.Sampling.__new__(sites.Sampling)
+    sampling.module, sampling.mean_bytes = Counted(), sites.FIRST_BYTES
+    sampling._adapts, sampling._fine, sampling._taken = True, False, None
+    sampling.adapt(0.0)
+    sampling.adapt(10.0)  # nothing was allocated
+    assert sampling.mean_bytes == sites.FINEST_BYTES
+    sampling.module.samples = 10 * 10 * sites.SAMPLES_PER_S
+    sampling.adapt(20.0)  # ten times as many as are wanted
+    assert sampling.mean_bytes == pytest.approx(10 * sites.FINEST_BYTES, rel=0.01)
+    assert sampling.module.means[-1] == sampling.mean_bytes

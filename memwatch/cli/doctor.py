@@ -234,7 +234,7 @@ def _evidence(loaded: config.Config) -> Iterator[Line]:
         yield Line("evidence", "absent", f"is switched off ({loaded.origins.get('evidence', 'default')})")
         return
     why_no_sampler = _sampler_refusal(loaded)
-    every = format_size(loaded.sample_bytes)
+    every = "64 KiB or more" if loaded.sample_bytes is None else format_size(loaded.sample_bytes)
     if loaded.evidence == "tracemalloc":
         yield Line("sites", "ok", "tracemalloc, while something is suspected: makes a program 2 to 12 times slower meanwhile")
     elif why_no_sampler is None:

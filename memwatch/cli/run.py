@@ -95,7 +95,7 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "warning": level(loaded.warning),
         "critical": level(loaded.critical),
         "evidence": loaded.evidence,
-        "sample_every": f"{loaded.sample_bytes}B",
+        "sample_every": f"{loaded.sample_bytes or 0}B",
         "directory": "off" if loaded.directory is False else str(loaded.directory or ""),
         "name": loaded.name or "",
         "labels": ",".join(f"{key}={value}" for key, value in loaded.labels.items()),

@@ -71,7 +71,7 @@ class Inquiry:
 
     Args:
         mode: the setting `evidence`.
-        sample_bytes: bytes between two samples, on average.
+        sample_bytes: bytes between two samples, on average; None: as few as cost next to nothing.
         clock: monotonic seconds.
         give_back: hands free memory back to the system; returns the resident bytes that went, or None.
         say: told once of what was asked for and does not work.
@@ -83,7 +83,7 @@ class Inquiry:
         self,
         mode: str,
         *,
-        sample_bytes: int = 65536,
+        sample_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         give_back: Callable[[], float | None] = lambda: None,
         say: Callable[[str], None] = lambda message: None,
@@ -163,6 +163,7 @@ class Inquiry:
         if self.mode == "off":
             return None
         if self.sampling is not None:
+            self.sampling.adapt(moment.now_s)
             if not self.sampling.maintain():
                 self.levels.forget()
                 if self._suspicion is not None:
@@ -235,7 +236,7 @@ class Suspicion:
         sampling = inquiry.sampling
         if sampling is not None:
             if is_counted(moment.verdict.channel):
-                sampling.module.set_mean(FINE_BYTES)  # their objects are small and few: where are they made?
+                sampling.refine(FINE_BYTES)  # their objects are small and few: where are they made?
             self._level = inquiry.levels.at(moment.now_s if moment.since_s is None else moment.since_s)
             sampling.module.watch_native(True)
             self._native_before = {row[0]: row[1] for row in sampling.module.native()}
@@ -465,7 +466,7 @@ class Suspicion:
         """Native memory need not be read at samples any more, nor allocations be sampled more finely."""
         if self._inquiry.sampling is not None:
             self._inquiry.sampling.module.watch_native(False)
-            self._inquiry.sampling.module.set_mean(self._inquiry.sampling.mean_bytes)
+            self._inquiry.sampling.refine(None)
 
 
 def _kind(moment: Moment, question: _Question, level: sites.Level | None) -> Kind | None:

@@ -29,6 +29,13 @@ FRAMES_TRACED = 8
 """Frames that tracemalloc keeps where it stands in for the sampler: each costs the program time."""
 UNTOUCHED = 1.5
 """Where this many times more was allocated than has grown, most of it was never touched."""
+FIRST_BYTES = 512 * 1024
+"""The mean until it is known how much a program allocates."""
+FINEST_BYTES = 64 * 1024
+COARSEST_BYTES = 4 * 2**20
+SAMPLES_PER_S = 300.0
+"""Samples that may be taken in a second: about 0.3 % of one core."""
+ADAPT_AFTER_S = 0.1
 SOON = 0.3
 """A baseline may miss this part of the growth."""
 
@@ -64,6 +71,7 @@ class Sampling:
 
     Args:
         mean_bytes: bytes between two samples, on average; a site's growth of L bytes has a relative standard error of √(mean/L).
+            None: `FINEST_BYTES`, and more where samples would be many: each costs some 10 µs.
 
     Raises:
         RuntimeError, ImportError: it does not work here; the message says why.
@@ -73,11 +81,38 @@ class Sampling:
     _users = 0
     """Watchers of this process that need it."""
 
-    def __init__(self, mean_bytes: int) -> None:
-        self.mean_bytes = mean_bytes
+    def __init__(self, mean_bytes: int | None) -> None:
+        self._adapts = mean_bytes is None
+        self.mean_bytes = mean_bytes or FIRST_BYTES
+        """In force now."""
+        self._taken: tuple[float, float] | None = None
+        self._fine = False
         self.module: Any = importlib.import_module("memwatch.evidence._sampler")
-        self.module.start(mean_bytes)
+        self.module.start(self.mean_bytes)
         Sampling._users += 1
+
+    def refine(self, mean_bytes: int | None) -> None:
+        """Sample with another mean for a while; None: as before."""
+        self._fine = mean_bytes is not None
+        self._taken = None
+        self.module.set_mean(mean_bytes or self.mean_bytes)
+
+    def adapt(self, now_s: float) -> None:
+        """Choose the mean by how many samples were taken since the call before.  What was sampled before stays unbiased."""
+        if not self._adapts or self._fine:
+            return
+        taken = float(self.module.statistics()["samples"])
+        if self._taken is not None:
+            seconds = now_s - self._taken[0]
+            if seconds < ADAPT_AFTER_S:
+                return
+            rate = max(0.0, taken - self._taken[1]) / seconds
+            wanted = self.mean_bytes * rate / SAMPLES_PER_S
+            mean = int(min(COARSEST_BYTES, max(FINEST_BYTES, wanted)))
+            if not 0.7 * self.mean_bytes <= mean <= 1.4 * self.mean_bytes:
+                self.mean_bytes = mean
+                self.module.set_mean(mean)
+        self._taken = now_s, taken
 
     def live(self, born_after_s: float = -math.inf) -> dict[int, Live]:
         return {row[0]: Live(row[1], row[2], row[3]) for row in self.module.live(born_after_s)}
