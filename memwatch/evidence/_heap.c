@@ -1179,7 +1179,7 @@ why_unreached(Search *search, int target, int *holder)
                 members[count++] = search->edges[i].parent;
             }
         }
-        if (count > 2000) {
+        if (count > 400) { /* larger ones are told by `garbage` */
             goto done;
         }
     }
