@@ -576,7 +576,7 @@ class Watcher:
             self._generation += 1
         self._alarm.ring()
         forks.unwatch(self)
-        # Both waits are bounded: a hook or a disk that hangs must not keep the program from ending.
+        # Every wait here is bounded: a hook or a disk that hangs must not keep the program from ending.
         if self._thread is not None:
             self._thread.wait_gone(END_WAIT_S)
         if self._inquiry.pending:

@@ -415,12 +415,12 @@ class Suspicion:
             counts = counts_of(child.lines)
             whole = None if level is None else measured(at, level.readings, level.time_s)
             paths = Paths(child.lines, question.labels, whole, counted=is_counted(channel))
-            if is_counted(channel) and self._inquiry.sampling is not None:
-                sampling = self._inquiry.sampling
-                fresh = sampling.live(self._began.now_s if level is None else level.time_s)
-                stacks = ((row.samples, sampling.stack(key)) for key, row in fresh.items())
-                origin = resources.made_through(channel, stacks) or paths.made_at(sampling.stack)
-                found[0] = resources.with_origin(found[0], origin)
+            if is_counted(channel):
+                if (sampling := self._inquiry.sampling) is not None:
+                    fresh = sampling.live(self._began.now_s if level is None else level.time_s)
+                    stacks = ((row.samples, sampling.stack(key)) for key, row in fresh.items())
+                    origin = resources.made_through(channel, stacks) or paths.made_at(sampling.stack)
+                    found[0] = resources.with_origin(found[0], origin)
             else:
                 grown = measured(at, self._counts_at.readings, self._counts_at.now_s)
                 apart_s = at.now_s - self._counts_at.now_s
