@@ -1,6 +1,6 @@
 """CPU time of 500 empty tests over no plugin, side by side in one run: `python bench/plugin_cost.py [--tests 500] [--rounds 3]`.
 
-Needs `python bench/plugin_peers.py`.  Setups take turns, so that all see the same load; of the rounds the least CPU time counts
+Setups take turns, so that all see the same load; of the rounds the least CPU time counts
 (user and system, children included), less that of a run without the plugin in the same environment.
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from plugin_peers import MONITOR, ROOT, python_of
+from plugin_peers import ROOT, python_of, python_of_monitor
 
 NINE, COMMON = python_of(9), ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:asyncio"]
 # Name: interpreter, arguments, what the test file has to be, and the setup it is compared with.
@@ -26,8 +26,8 @@ SETUPS: dict[str, tuple[Path, list[str], str, str | None]] = {
     "pytest-memray --memray": (NINE, ["--memray"], "plain", "no plugin"),
     "pytest-memray limit_leaks": (NINE, ["--memray"], "marked", "no plugin"),
     "psleak execute() (30 tests)": (NINE, ["-p", "no:memray"], "psleak", "no plugin"),
-    "no plugin, pytest 8": (MONITOR, ["-p", "no:monitor"], "plain", None),
-    "pytest-monitor (pytest 8)": (MONITOR, [], "plain", "no plugin, pytest 8"),
+    "no plugin, pytest 8": (python_of_monitor(), ["-p", "no:monitor"], "plain", None),
+    "pytest-monitor (pytest 8)": (python_of_monitor(), [], "plain", "no plugin, pytest 8"),
 }
 
 

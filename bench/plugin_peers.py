@@ -1,6 +1,7 @@
 """Install what the pytest plugin lives with beside pytest 8 and 9: `python bench/plugin_peers.py` (a minute, from PyPI).
 
-Each environment is `build/peers/<major>/`; tests/test_plugin_lives_with.py and the other plugin benchmarks use them.
+Each environment is `build/peers/<Python>/<major>/`; tests/test_plugin_lives_with.py and the other plugin benchmarks make the ones
+they need by the functions here.
 """
 
 from __future__ import annotations
@@ -12,31 +13,38 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / "build" / "peers" / "{}.{}".format(*sys.version_info)
 MAJORS = (8, 9)
-MONITOR = ROOT / "build" / "peers" / "monitor" / "bin" / "python"
 
 
 def python_of(major: int) -> Path:
-    """The interpreter of one environment."""
-    return ROOT / "build" / "peers" / str(major) / "bin" / "python"
+    """The interpreter of pytest 8 or 9 with all the peers."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["peers"]
+    return _installed(PEERS / str(major), [f"pytest=={major}.*", "click", "rich", *wanted])
+
+
+def python_of_monitor() -> Path:
+    """The interpreter of pytest-monitor, which fails on pytest 9.2 and brings memory_profiler along."""
+    return _installed(PEERS / "monitor", ["pytest==8.*", "pytest-monitor", "setuptools<81"])
+
+
+def _installed(folder: Path, requirements: list[str]) -> Path:
+    """An environment is made anew when what it should hold has changed, or when making it did not come to its end."""
+    python, stamp = folder / "bin" / "python", folder / "installed.txt"
+    text = "\n".join(requirements)
+    if not stamp.exists() or stamp.read_text() != text:
+        venv.create(folder, with_pip=True, clear=True)
+        command = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", *requirements]
+        subprocess.run(command, check=True)
+        stamp.write_text(text)
+    return python
 
 
 def main() -> None:
-    """Make what is missing."""
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["peers"]
-    for major in MAJORS:
-        python = python_of(major)
-        if not python.exists():
-            venv.create(python.parent.parent, with_pip=True)
-        command = [python, "-m", "pip", "install", "-q", f"pytest=={major}.*", "click", "rich", *wanted]
-        subprocess.run(command, check=True)
+    """Make what is missing, and tell the versions."""
+    for name, python in (*((f"pytest {major}", python_of(major)) for major in MAJORS), ("pytest-monitor", python_of_monitor())):
         shown = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
-        versions = [line for line in shown.stdout.splitlines() if "pytest" in line or line.split("==")[0] in wanted]
-        print(f"pytest {major}: {', '.join(versions)}")
-    # pytest-monitor fails on pytest 9.2, and brings memory_profiler along.
-    if not MONITOR.exists():
-        venv.create(MONITOR.parent.parent, with_pip=True)
-    subprocess.run([MONITOR, "-m", "pip", "install", "-q", "pytest==8.*", "pytest-monitor", "setuptools<81"], check=True)
+        print(f"{name}: {', '.join(line for line in shown.stdout.splitlines() if not line.startswith(('pip=', 'setuptools=')))}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each tool says of fifteen small tests, side by side: `python bench/plugin_table.py [--json FILE] [CASE …]`.
 
-Needs `python bench/plugin_peers.py`.  Every case runs in a process of its own with each tool: memwatch with `--memwatch`;
+Every case runs in a process of its own with each tool: memwatch with `--memwatch`;
 pytest-memray with `--memray` and `limit_leaks("1 MB")`; pytest-monitor, which records a number and never fails a test; psleak with
 its `MemoryLeakTestCase` and PYTHONMALLOC=malloc, without which it skips.
 """
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from plugin_peers import MONITOR, ROOT, python_of
+from plugin_peers import ROOT, python_of, python_of_monitor
 
 TOOLS = ("memwatch", "pytest-memray", "pytest-monitor", "psleak")
 
@@ -102,7 +102,7 @@ def ask(tool: str, case: Case, folder: Path) -> Verdict:
     elif tool == "pytest-memray":
         command += ["--memray"]
     elif tool == "pytest-monitor":
-        command = [MONITOR, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--db", str(folder / "monitor.db")]
+        command = [python_of_monitor(), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--db", str(folder / "monitor.db")]
     else:
         environment["PYTHONMALLOC"] = "malloc"
     done = subprocess.run(

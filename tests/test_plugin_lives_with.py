@@ -1,13 +1,11 @@
-"""The plugin beside the plugins, frameworks and habits that people have, on pytest 8 and 9.
-
-`python bench/plugin_peers.py` installs them, each pytest in an environment of its own.
-"""
+"""The plugin beside the plugins, frameworks and habits that people have, on pytest 8 and 9, each in an environment of its own."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+import plugin_peers  # noqa: E402  (benchmarks are scripts, not a package)
 
 
 class Peers:
@@ -84,10 +84,7 @@ FOUND = {"test_leak": "leak", "test_clean": "clean", "test_another": "leak"}
 
 @pytest.fixture(params=[8, 9], ids=["pytest8", "pytest9"])
 def peers(request: pytest.FixtureRequest, tmp_path: Path) -> Peers:
-    python = ROOT / "build" / "peers" / str(request.param) / "bin" / "python"
-    if not python.exists():
-        pytest.skip("elsewhere: needs the plugins that bench/plugin_peers.py installs")
-    return Peers(python, tmp_path)
+    return Peers(plugin_peers.python_of(request.param), tmp_path)
 
 
 def test_plain(peers: Peers) -> None:
