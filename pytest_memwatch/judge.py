@@ -400,12 +400,18 @@ def _is_runner(site: str) -> bool:
 
 
 def _fingerprint(row: Row) -> str:
-    """Free of addresses, line numbers and sizes."""
+    """Free of addresses, line numbers and sizes.
+
+    Who holds it counts only where the line is not known: the search for a holder may come to no end on a busy machine, and the leak is
+    the same all the same.
+    """
     what = row.kind or row.metric or ""
     site = row.sites[0]["label"] if row.sites else ""
     held = row.holders[0]["label"] if row.holders else ""
     resource = row.resources[0]["group"] if row.resources else ""
     if not site and row.resources and row.resources[0]["trail"]:
         site = row.resources[0]["trail"][0]
+    if site:
+        held = ""
     text = "|".join((what, re.sub(r":\d+", "", str(site)), re.sub(r"\d[\d,]*", "*", str(held)), str(resource)))
     return text if site or held or resource else f"{what}|{row.nodeid}"

@@ -45,7 +45,10 @@ def run(pytester: pytest.Pytester, source: str | None, *arguments: str, on: bool
         pytester.makepyfile(test_it=textwrap.dedent(source))
     (pytester.path / "memwatch.json").unlink(missing_ok=True)
     switched = ("--memwatch",) if on else ()
-    result = pytester.runpytest_subprocess(*LOADED, *switched, "--memwatch-json=memwatch.json", *arguments)
+    # Hypothesis has nothing to do there and takes a third of the time.
+    result = pytester.runpytest_subprocess(
+        *LOADED, "-p", "no:hypothesispytest", *switched, "--memwatch-json=memwatch.json", *arguments
+    )
     outcome = Outcome(result, pytester)
     assert "INTERNALERROR" not in outcome.text + result.stderr.str(), outcome.text
     return outcome

@@ -32,7 +32,7 @@ _LAZY = {
     "register_sizeof": "sizer",
     "sizeof": "sizer",
 }
-__all__ = list(_LAZY)  # noqa: PLE0604
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

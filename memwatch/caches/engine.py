@@ -10,7 +10,6 @@ import logging
 import math
 import random
 import sys
-import threading
 import time
 from _thread import RLock, get_ident
 from collections import OrderedDict
@@ -21,7 +20,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from memwatch.caches import registry
 from memwatch.caches.causes import Lifetime, RemovalCause
-from memwatch.caches.expiry import Wheel
+from memwatch.caches.expiry import SPOKES, Wheel
+from memwatch.caches.sizer import ENTRY_BYTES, sizeof
 from memwatch.caches.statistics import CacheStatistics
 
 K = TypeVar("K", bound=Hashable)
@@ -29,6 +29,7 @@ V = TypeVar("V")
 Hook = Callable[[Any, Any, RemovalCause], Any]
 Cascade = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]]
 
+getsizeof = sys.getsizeof
 log = logging.getLogger("memwatch.caches")
 
 GONE: Any = object()
@@ -45,7 +46,9 @@ _ATOMIC: frozenset[type] = (
     frozenset({str, int, bytes, float, bool, type(None)}) if getattr(sys, "_is_gil_enabled", lambda: True)() else frozenset()
 )
 """Keys whose comparison runs no Python code: with them, moving an entry is one step that no other thread can come between."""
-_depth = threading.local()
+_INFINITY = math.inf
+# An enumeration's members are looked up by Python code in 3.11.
+EXPIRED, SIZE, BYTES, PRESSURE, REPLACED, DELETED, INVALIDATED, CLEARED, REJECTED = RemovalCause
 
 
 class Entry:
@@ -68,9 +71,6 @@ class Entry:
     """Tags and lifetime, where there are any."""
     cause: RemovalCause | None
     """Why it was removed; None while it is in the cache."""
-
-    def is_gone(self) -> bool:
-        return self.cause is not None
 
 
 class Cache(MutableMapping[K, V], Generic[K, V]):
@@ -103,7 +103,9 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         "_bytes",
         "_cascade",
         "_clock",
+        "_computes",
         "_counts",
+        "_depths",
         "_entries",
         "_flights",
         "_hits",
@@ -116,6 +118,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         "_misses",
         "_now",
         "_oversize",
+        "_pops",
         "_room_bytes",
         "_room_weight",
         "_sizeof",
@@ -170,15 +173,16 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     def _begin(self) -> None:
         """What is not an argument: empty, and open to all."""
+        self._computes = self._ttu is not None or self._jitter != 0.0 or callable(self._ttl) or self._ttl == _INFINITY
+        self._pops = type(self).popitem is not Cache.popitem
         self._weigh = None if self.getsizeof is Cache.getsizeof else self.getsizeof
         if self._max_bytes is not None and self._sizeof is None:
-            from memwatch.caches.sizer import sizeof
-
             self._sizeof = sizeof
         self._lock = RLock()
         self._entries: OrderedDict[Any, Entry] = OrderedDict()
         self._touch: Callable[[Any], None] | None = None if self._clock else self._entries.move_to_end
         self._wheel: Wheel | None = None
+        self._depths: dict[int, int] = {}
         self._tags: dict[str, set[Any]] = {}
         self._weight: Any = 0
         self._bytes = 0
@@ -190,8 +194,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     # --- reading
 
-    def _find(self, key: Any) -> Any:
-        """The fresh value, promoted and counted; GONE if there is none."""
+    def __getitem__(self, key: K) -> V:
+        # As `_find`, without that call: it is a fifth of a hit.
         entry = self._entries.get(key)
         if entry is not None:
             value = entry.value
@@ -199,25 +203,52 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 touch = self._touch
                 if touch is None:
                     entry.hot = True
-                else:
+                elif key.__class__ in _ATOMIC:
                     try:
-                        if key.__class__ in _ATOMIC:
-                            touch(key)
-                        else:
-                            with self._lock:
-                                touch(key)
+                        touch(key)
                     except KeyError:
-                        pass  # removed meanwhile by another thread: what was read was there
+                        pass
+                else:
+                    self._promote(key, entry)
+                self._hits += 1
+                return value  # type: ignore[no-any-return]
+            self._drop_if_dead(key, entry)
+        self._misses += 1
+        return self.__missing__(key)
+
+    def _find(self, key: Any) -> Any:
+        """The fresh value, promoted and counted; GONE if there is none."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            value = entry.value
+            if value is not GONE and (entry.expires is None or self._now() < entry.expires):
+                self._promote(key, entry)
                 self._hits += 1
                 return value
             self._drop_if_dead(key, entry)
         self._misses += 1
         return GONE
 
+    def _promote(self, key: Any, entry: Entry) -> None:
+        touch = self._touch
+        if touch is None:
+            entry.hot = True
+        elif key.__class__ in _ATOMIC:
+            try:
+                touch(key)
+            except KeyError:
+                pass  # removed meanwhile by another thread: what was read was there
+        else:
+            with self._lock:
+                try:
+                    self._entries.move_to_end(key)
+                except KeyError:
+                    pass
+
     def _drop_if_dead(self, key: Any, entry: Entry) -> None:
         now = self._now()
-        if entry.dead is not None and not now < entry.dead:
-            self._remove_entry(key, entry, RemovalCause.EXPIRED)
+        if entry.expires is not None and not now < entry.dead:
+            self._remove_entry(key, entry, EXPIRED)
 
     def _remove_entry(self, key: Any, entry: Entry, cause: RemovalCause) -> bool:
         """Remove this very entry, if it is still there."""
@@ -234,12 +265,6 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         finally:
             self._deliver(gone)
         return bool(gone)
-
-    def __getitem__(self, key: K) -> V:
-        value = self._find(key)
-        if value is GONE:
-            return self.__missing__(key)
-        return value  # type: ignore[no-any-return]
 
     def __missing__(self, key: K) -> V:
         raise KeyError(key)
@@ -292,12 +317,9 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     def __repr__(self) -> str:
         bounds = f"maxsize={self._maxsize!r}" + ("" if self._max_bytes is None else f", max_bytes={self._max_bytes!r}")
-        return f"{type(self).__name__}({bounds}, currsize={self._weight!r}, name={self.name!r})"
+        return f"{type(self).__name__}({bounds}, currsize={self._total()!r}, name={self.name!r})"
 
     # --- writing
-
-    def __setitem__(self, key: K, value: V) -> None:
-        self._store(key, value, _DEFAULT, (), None, None)
 
     def set(
         self,
@@ -328,80 +350,126 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             ttl = lifetime.ttl_s
         return self._store(key, value, ttl, (tags,) if isinstance(tags, str) else tuple(tags), size, lifetime)
 
-    def _store(
-        self, key: Any, value: Any, ttl: Any, tags: tuple[str, ...], size: int | None, lifetime: Lifetime | None
-    ) -> bool:
-        weight: Any = 1
-        if self._weigh is not None:
-            weight = self._weigh(value)
-            if weight < 0:
-                raise ValueError(f"value size must be non-negative, not {weight!r}")
-        if weight > self._maxsize:
-            raise ValueError(f"value too large: it weighs {weight!r}, maxsize is {self._maxsize!r}")
+    def __setitem__(self, key: K, value: V) -> None:
+        # `_store` written out for what most caches are: evictions one by one, and only what this one uses.  With a time to live, a
+        # bound in bytes and a hook it takes a third of the instructions (bench/caches.py).
+        if self._is_special:
+            self._store(key, value)
+            return
         entry = Entry()
-        entry.key, entry.value, entry.weight = key, value, weight
-        entry.cause, entry.hot = None, False
+        entry.key = key
+        entry.value = value
+        entry.cause = entry.extra = out = None
+        entry.hot = False
+        measure = self._sizeof
+        held = 0
+        if measure is not None:
+            held = measure(value) + (getsizeof(key) if key.__class__ in _ATOMIC else sizeof(key)) + ENTRY_BYTES
+            if not 0 < held <= self._room_bytes:
+                self._store(key, value, size=held)
+                return
+            entry.size = held
+        ttl = self._ttl
+        if ttl is None:
+            entry.expires = now = None
+        else:
+            now = self._now()
+            entry.expires = entry.dead = now + ttl
+        lock = self._lock
+        with lock:
+            try:
+                entries = self._entries
+                if key in entries or (now is not None and not now < self._wake):
+                    self._tidy_up(key, now)
+                if len(entries) >= self._room_weight or self._bytes + held > self._room_bytes:
+                    victim = next(iter(entries))
+                    out = entries[victim]
+                    if out.hot or out.extra is not None or self._bytes - (out.size if held else 0) + held > self._room_bytes:
+                        out = None
+                        self._make_room(1, held)
+                    else:
+                        del entries[victim]  # with `next` a third cheaper than `popitem(False)`
+                        out.cause = SIZE
+                        self._evicted += 1
+                        if held:
+                            self._bytes -= out.size
+                entries[key] = entry
+                if held:
+                    self._bytes += held
+                if now is not None:
+                    self._wheel.add(entry)
+            except BaseException:
+                self._repair()
+                raise
+        if out is not None and self._hooks:
+            self._deliver(out)
+
+    def _store(
+        self,
+        key: Any,
+        value: Any,
+        ttl: Any = _DEFAULT,
+        tags: tuple[str, ...] = (),
+        size: int | None = None,
+        lifetime: Lifetime | None = None,
+    ) -> bool:
+        """Whether it was stored.  The hot path of every write: what a cache does not use must cost one comparison at most."""
+        entry = Entry()
+        entry.key = key
+        entry.value = value
+        entry.cause = None
+        entry.hot = False
         entry.extra = (tags, lifetime) if tags or lifetime is not None else None
-        bytes_ = 0
-        if size is not None or self._sizeof is not None:
-            bytes_ = self._measure(key, value, size)
-        entry.size = bytes_
+        weigh = self._weigh
+        weight: Any = 1
+        if weigh is not None:
+            weight = entry.weight = self._weighed(weigh(value))
+        measure = self._sizeof
+        held = 0
+        if measure is not None:
+            held = entry.size = self._measure(key, value, measure if size is None else None, size)
         wheel = self._wheel
         now = expires = None
-        if self._ttu is not None and ttl is _DEFAULT:
-            now = self._now()
-            expires = self._ttu(key, value, now)
-        else:
-            if ttl is _DEFAULT:
-                ttl = self._ttl
+        is_fresh = True
+        if ttl is _DEFAULT and not self._computes:
+            ttl = self._ttl
             if ttl is not None:
-                if callable(ttl):
-                    ttl = ttl(value)
-                if ttl is not None:
-                    now = self._now()
-                    expires = now + (ttl if self._jitter == 0.0 else ttl * (1 - self._jitter * random.random()))
-        if now is None and wheel is not None:
+                now = self._now()
+                expires = now + ttl
+        else:
             now = self._now()
-        is_dead = expires is not None and not now < expires
-        if expires == math.inf:
-            expires = None
+            expires = self._computed(key, value, ttl, now)
         entry.expires = expires
-        entry.dead = expires if expires is None or self._stale_ttl is None else expires + self._stale_ttl
-        is_oversize = bytes_ > self._room_bytes
-        if is_oversize and self._oversize == "raise" and bytes_ > (self._max_bytes or 0):
-            raise ValueError(f"value too large: {bytes_} bytes with its key, max_bytes is {self._max_bytes}")
-        if _overrides_popitem(type(self)):
+        if expires is not None:
+            is_fresh = now < expires
+            entry.dead = expires if self._stale_ttl is None else expires + self._stale_ttl
+        if self._pops:
             self._make_room_by_popitem(key, weight)
-
         gone: list[Entry] = []
         try:
             with self._lock:
                 try:
                     entries = self._entries
-                    if wheel is not None and wheel.wake is not None and not now < wheel.wake:
+                    if now is not None and wheel is not None and wheel.wake is not None and not now < wheel.wake:
                         self._expire(now, gone, DUE_PER_WRITE)
                     if key in entries:
-                        old = entries.pop(key)
-                        self._unlink(old, RemovalCause.REPLACED, gone)
-                    if is_dead:
+                        self._unlink(entries.pop(key), REPLACED, gone)
+                    if not is_fresh:
                         return False
-                    if is_oversize:
-                        self._counts[RemovalCause.REJECTED] += 1
-                        entry.cause = RemovalCause.REJECTED
-                        gone.append(entry)
+                    if held > self._room_bytes:
+                        self._reject(entry, gone)
                         return False
-                    while self._weight + weight > self._room_weight or self._bytes + bytes_ > self._room_bytes:
-                        if not entries:
-                            self._weight = self._bytes = 0
-                            break
-                        self._evict(self._why_full(weight), gone)
+                    if (len(entries) >= self._room_weight if weigh is None else self._weight + weight > self._room_weight) or (
+                        self._bytes + held > self._room_bytes
+                    ):
+                        self._make_room(weight, held, gone)
                     entries[key] = entry
-                    self._weight += weight
-                    self._bytes += bytes_
-                    if entry.dead is not None:
-                        if wheel is None:
-                            wheel = self._new_wheel(ttl)
-                        wheel.add(entry, len(entries))
+                    if weigh is not None:
+                        self._weight += weight
+                    if held:
+                        self._bytes += held
+                    if expires is not None:
+                        (wheel or self._new_wheel(ttl)).add(entry, len(entries))
                     if tags:
                         self._index(entry, tags)
                 except BaseException:
@@ -412,55 +480,99 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 self._deliver(gone)
         return True
 
-    def _measure(self, key: Any, value: Any, size: int | None) -> int:
-        from memwatch.caches.sizer import ENTRY_BYTES, key_bytes
+    def _weighed(self, weight: Any) -> Any:
+        if weight < 0:
+            raise ValueError(f"value size must be non-negative, not {weight!r}")
+        if weight > self._maxsize:
+            raise ValueError(f"value too large: it weighs {weight!r}, maxsize is {self._maxsize!r}")
+        return weight
 
-        if size is None:
-            assert self._sizeof is not None
-            size = self._sizeof(value)
-        if size < 0:
-            raise ValueError(f"sizeof: {size!r} bytes of a value are less than none")
-        return int(size) + key_bytes(key) + ENTRY_BYTES
+    def _measure(self, key: Any, value: Any, measure: Callable[[Any], int] | None, size: int | None = None) -> int:
+        """Accounted bytes of an entry."""
+        held = measure(value) if measure is not None else size
+        if held < 0:  # type: ignore[operator]  # one of the two is there
+            raise ValueError(f"size of a value: {held!r} bytes are less than none")
+        held = int(held) + ENTRY_BYTES + (getsizeof(key) if key.__class__ in _ATOMIC else sizeof(key))  # type: ignore[arg-type]
+        if held > self._room_bytes and self._oversize == "raise":
+            raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
+        return held
+
+    def _computed(self, key: Any, value: Any, ttl: Any, now: Any) -> Any:
+        """When a value expires whose time to live is not simply the cache's."""
+        if ttl is _DEFAULT:
+            if self._ttu is not None:
+                expires = self._ttu(key, value, now)
+                return None if expires == _INFINITY else expires
+            ttl = self._ttl
+        if callable(ttl):
+            ttl = ttl(value)
+        if ttl is None or ttl == _INFINITY:
+            return None
+        return now + (ttl if self._jitter == 0.0 else ttl * (1 - self._jitter * random.random()))
 
     def _new_wheel(self, ttl: Any) -> Wheel:
         """The wheel, or the one that a hook's write made meanwhile."""
         if self._wheel is None:
-            from memwatch.caches.expiry import SPOKES
-
             self._wheel = Wheel(max(1.0, ttl / SPOKES) if isinstance(ttl, int | float) and math.isfinite(ttl) else 1.0)
         return self._wheel
 
-    def _why_full(self, weight: Any) -> RemovalCause:
-        if self._weight + weight > self._maxsize:
-            return RemovalCause.SIZE
-        is_lowered = self._room_weight < self._maxsize or (self._max_bytes is None or self._room_bytes < self._max_bytes)
-        return RemovalCause.PRESSURE if is_lowered else RemovalCause.BYTES
+    def _why_full(self) -> RemovalCause:
+        """Why something has to go that is within *maxsize*."""
+        is_lowered = self._room_weight < self._maxsize or self._max_bytes is None or self._room_bytes < self._max_bytes
+        return PRESSURE if is_lowered else BYTES
 
     def _make_room_by_popitem(self, key: Any, weight: Any) -> None:
         """As cachetools: a subclass that overrides `popitem` is called for what has to go."""
-        while key not in self._entries and self._entries and self._weight + weight > self._room_weight:
+        while key not in self._entries and self._entries and self._total() + weight > self._room_weight:
             self.popitem()
 
     # --- out of the cache
 
-    def _evict(self, cause: RemovalCause, gone: list[Entry]) -> None:
-        """Remove the next in the policy's order.  Under the lock, not empty."""
-        entries = self._entries
-        key, entry = entries.popitem(False)
-        if self._clock:
+    def _make_room(self, weight: Any, held: int, gone: list[Entry]) -> None:
+        """Evict until so much fits in.  Under the lock."""
+        entries, counts = self._entries, self._counts
+        while entries:
+            is_many = len(entries) >= self._room_weight if self._weigh is None else self._weight + weight > self._room_weight
+            if not is_many and self._bytes + held <= self._room_bytes:
+                return
+            self._unlink(
+                self._next_out(entries), SIZE if is_many and self._room_weight == self._maxsize else self._why_full(), gone
+            )
+        if self._maxsize < 1 and self._weigh is None:
+            raise ValueError(f"value too large: maxsize is {self._maxsize!r}")
+
+    def _next_out(self, entries: OrderedDict[Any, Entry]) -> Entry:
+        """Take out the next in the policy's order.  Under the lock, not empty."""
+        key = next(iter(entries))
+        if self._touch is None:
             chances = SECOND_CHANCES
-            while entry.hot and chances:
-                entry.hot = False
-                entries[key] = entry
+            while entries[key].hot and chances:
+                entries[key].hot = False
+                entries.move_to_end(key)
                 chances -= 1
-                key, entry = entries.popitem(False)
-        self._unlink(entry, cause, gone)
+                key = next(iter(entries))
+        entry = entries[key]
+        del entries[key]  # with `next` 30 % cheaper than `popitem(False)`
+        return entry
+
+    def _why_full(self) -> RemovalCause:
+        """Why something has to go that is within *maxsize*."""
+        is_lowered = self._room_weight < self._maxsize or self._max_bytes is None or self._room_bytes < self._max_bytes
+        return PRESSURE if is_lowered else BYTES
+
+    def _reject(self, entry: Entry, gone: list[Entry]) -> None:
+        """A value that is too large has never been in the cache."""
+        self._counts[REJECTED] += 1
+        entry.cause = REJECTED
+        gone.append(entry)
 
     def _unlink(self, entry: Entry, cause: RemovalCause, gone: list[Entry]) -> None:
         """The one way out: account for an entry that has just been taken out of `_entries`.  Under the lock."""
         entry.cause = cause
-        self._weight -= entry.weight
-        self._bytes -= entry.size
+        if self._weigh is not None:
+            self._weight -= entry.weight
+        if self._sizeof is not None:
+            self._bytes -= entry.size
         self._counts[cause] += 1
         gone.append(entry)
         if entry.extra is not None:
@@ -468,28 +580,29 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     def _deliver(self, gone: list[Entry]) -> None:
         """Call the hooks, and let the values go.  Never under the lock."""
-        hooks = self._hooks
+        if self._hooks:
+            me = get_ident()
+            depth = self._depths.get(me, 0)
+            self._depths[me] = depth + 1
+            try:
+                for entry in gone:
+                    for hook in self._hooks:
+                        if depth >= HOOK_DEPTH:
+                            self._hook_failed(hook, "writes into its cache, which evicts, which calls it: it was not called again")
+                            continue
+                        try:
+                            hook(entry.key, entry.value, entry.cause)  # type: ignore[arg-type]  # it has one: it has left
+                        except Exception as error:
+                            self._hook_failed(hook, "raised", error)
+            finally:
+                if depth:
+                    self._depths[me] = depth
+                else:
+                    del self._depths[me]
         for entry in gone:
-            if hooks:
-                self._call(hooks, entry)
             # An index that still knows the entry, and a reader that raced, hold a husk.
             entry.value = GONE
             entry.key = None
-
-    def _call(self, hooks: tuple[Hook, ...], entry: Entry) -> None:
-        depth = getattr(_depth, "value", 0)
-        if depth >= HOOK_DEPTH:
-            self._hook_failed(hooks[0], f"writes into the cache that called it, {HOOK_DEPTH} deep; it is not called again for these")
-            return
-        _depth.value = depth + 1
-        try:
-            for hook in hooks:
-                try:
-                    hook(entry.key, entry.value, entry.cause)  # type: ignore[arg-type]  # it has one: it has left
-                except Exception as error:
-                    self._hook_failed(hook, "raised", error)
-        finally:
-            _depth.value = depth
 
     def _hook_failed(self, hook: Hook, what: str, error: Exception | None = None) -> None:
         self._hook_errors += 1
@@ -500,8 +613,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
     def _repair(self) -> None:
         """After an exception in the middle of an operation: count and index anew what is there.  Under the lock."""
         entries = list(self._entries.items())
-        self._weight = sum(entry.weight for _, entry in entries)
-        self._bytes = sum(entry.size for _, entry in entries)
+        self._weight = 0 if self._weigh is None else sum(entry.weight for _, entry in entries)
+        self._bytes = 0 if self._sizeof is None else sum(entry.size for _, entry in entries)
         self._tags = {}
         if self._wheel is not None:
             self._wheel = self._wheel.empty()
@@ -509,8 +622,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             entry.cause = None
             if entry.extra is not None:
                 self._index(entry, entry.extra[0])
-            if entry.dead is not None and self._wheel is not None:
-                self._wheel.add(entry)
+            if entry.expires is not None:
+                self._new_wheel(self._ttl).add(entry)
 
     def _expire(self, now: Any, gone: list[Entry], most: int | None = None) -> None:
         """Remove what is due.  Under the lock."""
@@ -520,7 +633,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         for entry in wheel.due(now, most):
             if self._entries.get(entry.key) is entry:
                 del self._entries[entry.key]
-                self._unlink(entry, RemovalCause.EXPIRED, gone)  # type: ignore[arg-type]
+                self._unlink(entry, EXPIRED, gone)  # type: ignore[arg-type]
 
     def expire(self, time: Any = None) -> list[tuple[K, V]]:
         """Remove what has expired at *time* (now); returns it.  Values that may still be served stale stay."""
@@ -545,7 +658,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     def __delitem__(self, key: K) -> None:
         self._spoil(key)
-        entry = self._take(key, RemovalCause.DELETED)
+        entry = self._take(key, DELETED)
         if entry is None:
             raise KeyError(key)
 
@@ -560,7 +673,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                     if entry is not None:
                         fresh = self._is_fresh(entry)
                         del self._entries[key]
-                        self._unlink(entry, cause if fresh else RemovalCause.EXPIRED, gone)
+                        self._unlink(entry, cause if fresh else EXPIRED, gone)
                         if fresh:
                             taken = (entry.value,)
                 except BaseException:
@@ -577,7 +690,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             KeyError: it is not there, and no default is given.
         """
         self._spoil(key)
-        taken = self._take(key, RemovalCause.DELETED)
+        taken = self._take(key, DELETED)
         if taken is not None:
             return taken[0]
         if default is GONE:
@@ -597,7 +710,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             with self._lock:
                 try:
                     while self._entries and pair is None:
-                        self._evict(RemovalCause.DELETED, gone)
+                        self._unlink(self._next_out(self._entries), DELETED, gone)
                         if self._is_fresh(gone[-1]):
                             pair = (gone[-1].key, gone[-1].value)
                 except BaseException:
@@ -629,8 +742,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 self._wheel = None if self._wheel is None else self._wheel.empty()
                 gone = list(left.values())
                 for entry in gone:
-                    entry.cause = RemovalCause.CLEARED
-                self._counts[RemovalCause.CLEARED] += len(gone)
+                    entry.cause = CLEARED
+                self._counts[CLEARED] += len(gone)
         finally:
             self._deliver(gone)
 
@@ -648,9 +761,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 if not keys:
                     del self._tags[tag]
 
-    def invalidate(
-        self, *, tag: str | Iterable[str] | None = None, prefix: str | None = None, pattern: str | None = None
-    ) -> int:
+    def invalidate(self, *, tag: str | Iterable[str] | None = None, prefix: str | None = None, pattern: str | None = None) -> int:
         """Remove by tag, by the beginning of the key, or by a shell pattern of it; returns how many left.
 
         Cost: by tag O(entries removed); by prefix or pattern O(entries).  Only text keys have a beginning.
@@ -675,7 +786,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             if self._flights is not None:
                 self._flights.spoil_where(matches)
             keys = {key for key, _ in self._snapshot() if matches(key)}
-        return sum(self._take(key, RemovalCause.INVALIDATED) is not None for key in keys)
+        return sum(self._take(key, INVALIDATED) is not None for key in keys)
 
     def with_cascades(self, tags: Iterable[str]) -> set[str]:
         """These tags and all that their invalidation invalidates."""
@@ -719,7 +830,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         for key in wanted:
             if key in self:
                 continue
-            if self._weight >= self._room_weight or self._bytes >= self._room_bytes:
+            if self._total() >= self._room_weight or self._bytes >= self._room_bytes:
                 break
             stored += self.set(key, items[key] if isinstance(items, Mapping) else items(key), tags=tags)
         return stored
@@ -778,6 +889,10 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     # --- bounds
 
+    def _total(self) -> Any:
+        """Entries, or their weight."""
+        return len(self._entries) if self._weigh is None else self._weight
+
     @staticmethod
     def getsizeof(value: Any) -> float:
         """Weight of a value: 1."""
@@ -797,7 +912,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
     def currsize(self) -> Any:
         """Entries, or weight, that it holds; the expired are removed first."""
         self.expire()
-        return self._weight
+        return self._total()
 
     @property
     def bytes(self) -> int:
@@ -844,39 +959,36 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             self._room_bytes = math.inf if self._max_bytes is None else self._max_bytes
         if self._max_bytes is not None and self._sizeof is None:
             self._account()
-        cause = RemovalCause.SIZE if maxsize is not None else RemovalCause.BYTES
-        self._shrink_while(lambda: self._weight > self._room_weight or self._bytes > self._room_bytes, cause)
+        cause = SIZE if maxsize is not None else BYTES
+        self._shrink_while(lambda: self._total() > self._room_weight or self._bytes > self._room_bytes, cause)
 
     def _account(self) -> None:
         """Begin to count bytes in a cache that did not."""
-        from memwatch.caches.sizer import sizeof
-
-        self._sizeof = sizeof
-        for key, entry in self._snapshot():
-            size = self._measure(key, entry.value, None)
-            with self._lock:
-                if entry.cause is None:
-                    self._bytes += size - entry.size
-                    entry.size = size
+        sizes = {id(entry): self._measure(key, entry.value, sizeof) for key, entry in self._snapshot() if entry.value is not GONE}
+        with self._lock:
+            for entry in self._entries.values():
+                entry.size = sizes.get(id(entry), ENTRY_BYTES)
+            self._sizeof = sizeof
+            self._bytes = sum(entry.size for entry in self._entries.values())
 
     def resize_entry(self, key: K) -> None:
         """Measure a value again that has been changed since it was stored.  Does nothing for a key that is not there."""
         entry = self._entries.get(key)
         if entry is None or self._sizeof is None:
             return
-        size = self._measure(key, entry.value, None)
+        size = self._measure(key, entry.value, self._sizeof)
         with self._lock:
             if entry.cause is None:
                 self._bytes += size - entry.size
                 entry.size = size
-        self._shrink_while(lambda: self._bytes > self._room_bytes, RemovalCause.BYTES)
+        self._shrink_while(lambda: self._bytes > self._room_bytes, BYTES)
 
     def shrink(
         self,
         *,
         bytes: float | None = None,
         fraction: float | None = None,
-        cause: RemovalCause = RemovalCause.PRESSURE,
+        cause: RemovalCause = PRESSURE,
         permanent: bool = True,
     ) -> int:
         """Give some back, in the policy's order; returns the accounted bytes that left.
@@ -898,8 +1010,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             floor = before - (before * fraction if fraction is not None else float(bytes or 0))
             self._shrink_while(lambda: self._bytes > max(floor, 0), cause, permanent)
         else:
-            least = self._weight * (1 - fraction) if fraction is not None else 0
-            self._shrink_while(lambda: self._weight > least, cause, permanent)
+            least = self._total() * (1 - fraction) if fraction is not None else 0
+            self._shrink_while(lambda: self._total() > least, cause, permanent)
         return before - self._bytes
 
     def _shrink_while(self, is_much: Callable[[], bool], cause: RemovalCause, permanent: bool = True) -> None:
@@ -934,7 +1046,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 full = min(self._bytes_bound(), float(self._bytes) or math.inf)
                 self._room_bytes = min(self._room_bytes, max(full * part, 1.0))
             else:
-                self._room_weight = min(self._room_weight, max(1, math.floor(min(self._maxsize, self._weight) * part)))
+                self._room_weight = min(self._room_weight, max(1, math.floor(min(self._maxsize, self._total()) * part)))
 
     def raise_room(self, step: float) -> bool:
         """Let in *step* of the bounds more; whether the bounds are whole again."""
@@ -945,7 +1057,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 if self._room_bytes >= whole:
                     self._room_bytes = self._bytes_bound()
             if self._room_weight < self._maxsize:
-                whole = self._maxsize if math.isfinite(self._maxsize) else max(self._weight, 1) * 4
+                whole = self._maxsize if math.isfinite(self._maxsize) else max(self._total(), 1) * 4
                 self._room_weight += max(1, math.ceil(whole * step))
                 if self._room_weight >= whole:
                     self._room_weight = self._maxsize
@@ -968,7 +1080,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
 
     def stats(self) -> CacheStatistics:
         """What it holds and did so far.  A cache that does not account estimates its bytes from some 32 of its entries."""
-        entries, weight, known = len(self._entries), self._weight, self._sizeof is not None
+        entries, weight, known = len(self._entries), self._total(), self._sizeof is not None
         loads = self._flights.figures() if self._flights is not None else (0, 0, 0.0, 0)
         return CacheStatistics(
             name=self.name,
@@ -992,8 +1104,6 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
         )
 
     def _estimate(self) -> int:
-        from memwatch.caches.sizer import sizeof
-
         with self._lock:
             count = len(self._entries)
             step = max(1, count // 32)
@@ -1002,9 +1112,7 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
             ]  # fmt: skip
         if not sampled:
             return 0
-        from memwatch.caches.sizer import ENTRY_BYTES, key_bytes
-
-        total = sum(sizeof(value) + key_bytes(key) + ENTRY_BYTES for key, value in sampled if value is not GONE)
+        total = sum(self._measure(key, value, sizeof) for key, value in sampled if value is not GONE)
         return round(total / len(sampled) * count)
 
     # --- copies
@@ -1012,7 +1120,14 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
     def __getstate__(self) -> dict[str, Any]:
         now = self._now() if self._wheel is not None else None
         entries = [
-            (entry.key, entry.value, entry.weight, entry.size, None if entry.expires is None else entry.expires - now, entry.extra)
+            (
+                entry.key,
+                entry.value,
+                getattr(entry, "weight", 1),
+                getattr(entry, "size", 0),
+                None if entry.expires is None else entry.expires - now,
+                entry.extra,
+            )
             for _, entry in self._snapshot()
             if entry.value is not GONE
         ]
@@ -1039,7 +1154,8 @@ class Cache(MutableMapping[K, V], Generic[K, V]):
                 entry.dead = entry.expires if self._stale_ttl is None else entry.expires + self._stale_ttl
                 self._new_wheel(self._ttl).add(entry)
             self._entries[key] = entry
-            self._weight += weight
+            if self._weigh is not None:
+                self._weight += weight
             self._bytes += size
             if extra is not None:
                 self._index(entry, extra[0])
@@ -1061,10 +1177,6 @@ _CONFIGURATION = (
     "_maxsize", "_max_bytes", "_ttl", "_ttu", "_stale_ttl", "_jitter", "_clock", "_sizeof", "_oversize", "_tier", "_cascade",
     "_timer", "name",
 )  # fmt: skip
-
-
-def _overrides_popitem(kind: type) -> bool:
-    return kind.popitem is not Cache.popitem  # type: ignore[attr-defined]
 
 
 class _Items:

@@ -1,12 +1,13 @@
 """When entries are due: a coarse wheel of buckets by time, and a heap of those that are nearly due.
 
-Law: an entry costs one list slot until its bucket comes up; a removed entry stays as a husk without its value and is cleared out when
-husks outnumber the living.  No timer, no thread, no clock: time is a parameter.
+Law: an entry costs one list slot until its bucket comes up; a removed entry stays as a husk without its value and is cleared out
+when husks outnumber the living.  No timer, no thread, no clock: time is a parameter.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 SPOKES = 128
 """Buckets that a cache's own time to live is divided into."""
 HUSKS_TOLERATED = 64
+NEVER = math.inf
 
 
 class Due(Protocol):
@@ -22,8 +24,8 @@ class Due(Protocol):
     dead: Any
     """When it is due; a number, or anything that compares with the timer's values."""
     key: Any
-
-    def is_gone(self) -> bool: ...
+    cause: Any
+    """Not None: the entry was removed, and this is its husk."""
 
 
 class Wheel:
@@ -33,7 +35,7 @@ class Wheel:
         step: length of a bucket, in the timer's unit.
     """
 
-    __slots__ = ("_buckets", "_entries", "_heap", "_horizon", "_serial", "_step", "_ticks", "wake")
+    __slots__ = ("_buckets", "_from", "_heap", "_horizon", "_latest", "_room", "_serial", "_step", "_ticks", "_until", "wake")
 
     def __init__(self, step: float) -> None:
         self._step = step
@@ -41,76 +43,84 @@ class Wheel:
         self._ticks: list[int] = []
         self._heap: list[tuple[Any, int, Due]] = []
         self._serial = count()
-        self._entries = 0
+        self._latest: list[Due] = []
+        self._from: float = NEVER
+        """The latest bucket is for what is due from here on …"""
+        self._until: float = NEVER
+        """… and before this."""
+        self._room = HUSKS_TOLERATED
+        """Entries to take in before husks are counted again."""
         self._horizon = -(2**63)
         """Buckets up to this one have been taken apart into the heap."""
-        self.wake: Any = None
-        """Nothing is due before this time; None where nothing is due at all."""
+        self.wake: Any = NEVER
+        """Nothing is due before this time."""
 
     def empty(self) -> Wheel:
         """Another with the same step."""
         return Wheel(self._step)
 
-    def add(self, entry: Due, living: int | None = None) -> None:
+    def add(self, entry: Due, living: int) -> None:
         """Take an entry in.  Its `dead` must not change afterwards.
 
         Args:
-            living: entries that are not husks.  Given, husks are cleared out if they outnumber those: O(1) per entry, amortised.
+            living: entries that are not husks.
         """
-        if living is not None and self._entries > 2 * living + HUSKS_TOLERATED:
-            self._tidy()
+        room = self._room
+        if room:
+            self._room = room - 1
+        else:
+            self._tidy(living)
         dead = entry.dead
+        if self._from != NEVER and self._from <= dead < self._until:  # most go where the one before went
+            self._latest.append(entry)
+        else:
+            self._place(entry, dead)
+
+    def _place(self, entry: Due, dead: Any) -> None:
         try:
             tick = int(dead // self._step)
         except (TypeError, ValueError, OverflowError):  # dates, infinity
-            tick = None  # type: ignore[assignment]
-        if tick is None or tick <= self._horizon:
+            tick = self._horizon
+        if tick <= self._horizon:
             heapq.heappush(self._heap, (dead, next(self._serial), entry))
-            if self.wake is None or dead < self.wake:
+            if self.wake == NEVER or dead < self.wake:
                 self.wake = dead
-        else:
-            bucket = self._buckets.get(tick)
-            if bucket is None:
-                bucket = self._buckets[tick] = []
-                heapq.heappush(self._ticks, tick)
-                if self.wake is None or tick * self._step < self.wake:
-                    self.wake = tick * self._step
-            bucket.append(entry)
-        self._entries += 1
+            return
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = []
+            heapq.heappush(self._ticks, tick)
+            if self.wake == NEVER or tick * self._step < self.wake:
+                self.wake = tick * self._step
+        bucket.append(entry)
+        self._latest, self._from, self._until = bucket, tick * self._step, (tick + 1) * self._step
 
     def due(self, now: Any, most: int | None = None) -> Iterator[Due]:
         """Take out what is due, the earliest first.  Stops after *most*."""
         heap, left = self._heap, most
         while True:
-            while self._ticks and not self._is_before(now, self._ticks[0]):
+            while self._ticks and not now < self._ticks[0] * self._step:
                 self._horizon = heapq.heappop(self._ticks)
+                self._from = self._until = NEVER
                 for entry in self._buckets.pop(self._horizon, ()):
-                    if entry.is_gone():
-                        self._entries -= 1
-                    else:
+                    if entry.cause is None:
                         heapq.heappush(heap, (entry.dead, next(self._serial), entry))
             if not heap or now < heap[0][0] or left == 0:
                 break
             entry = heapq.heappop(heap)[2]
-            self._entries -= 1
-            if not entry.is_gone():
+            if entry.cause is None:
                 if left is not None:
                     left -= 1
                 yield entry
-        self._rest()
+        self.wake = heap[0][0] if heap else NEVER
+        if self._ticks and (not heap or self._ticks[0] * self._step < heap[0][0]):
+            self.wake = self._ticks[0] * self._step
 
-    def _is_before(self, now: Any, tick: int) -> bool:
-        return bool(now < tick * self._step)
-
-    def _rest(self) -> None:
-        first = self._heap[0][0] if self._heap else None
-        if self._ticks and (first is None or self._ticks[0] * self._step < first):
-            first = self._ticks[0] * self._step
-        self.wake = first
-
-    def _tidy(self) -> None:
-        entries = [entry for bucket in self._buckets.values() for entry in bucket if not entry.is_gone()]
-        entries += [entry for _, _, entry in self._heap if not entry.is_gone()]
-        self._buckets, self._ticks, self._heap, self._entries, self.wake = {}, [], [], 0, None
-        for entry in entries:
-            self.add(entry)
+    def _tidy(self, living: int) -> None:
+        """Clear husks out if they outnumber the living; amortised O(1) per entry."""
+        if len(self._heap) + sum(map(len, self._buckets.values())) > 2 * living + HUSKS_TOLERATED:
+            for bucket in self._buckets.values():
+                bucket[:] = [entry for entry in bucket if entry.cause is None]
+            self._heap[:] = [item for item in self._heap if item[2].cause is None]
+            heapq.heapify(self._heap)
+        self._room = max(HUSKS_TOLERATED, living // 2)

@@ -34,11 +34,6 @@ def register_sizeof(kind: type, function: Callable[[Any], int]) -> None:
     _registered[kind] = function
 
 
-def key_bytes(key: Any) -> int:
-    """Bytes of a key."""
-    return getsizeof(key) if key.__class__ in _LEAVES else sizeof(key)
-
-
 def sizeof(value: Any) -> int:
     """Bytes that *value* holds.
 
@@ -126,7 +121,9 @@ class _Look:
             slots = kind.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__"):
-                    slot = kind.__dict__.get(f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name)
+                    slot = kind.__dict__.get(
+                        f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+                    )
                     try:
                         item = slot.__get__(value, kind) if slot is not None else None
                     except AttributeError:
@@ -158,5 +155,3 @@ def _buffer_bytes(value: Any) -> float | None:
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None  # looks like one, and is none
     return None
-
-

@@ -213,7 +213,7 @@ close_from(int first)
 /* What a child of ours must never do: print, keep a socket open that its parent closes, run a signal handler of the program, outlive
    its deadline, or be missed by the OOM killer.  Only calls that are safe after fork(). */
 static void
-settle_child(int out, double deadline_s)
+settle_child(int out, double deadline_s, int niceness)
 {
     for (int number = 1; number < NSIG; number++) {
         if (number != SIGKILL && number != SIGSTOP) {
@@ -238,7 +238,7 @@ settle_child(int out, double deadline_s)
     sigprocmask(SIG_SETMASK, &all, NULL);
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none);
-    setpriority(PRIO_PROCESS, 0, 19);
+    setpriority(PRIO_PROCESS, 0, niceness);
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     /* The pipe goes to 3, the standard streams to nowhere, everything else is closed. */
     int pipe_at = fcntl(out, F_DUPFD, 10);
@@ -259,7 +259,7 @@ settle_child(int out, double deadline_s)
 }
 
 PyDoc_STRVAR(fork_quietly_doc,
-"fork_quietly(out, deadline_s, ours)\n--\n\n"
+"fork_quietly(out, deadline_s, ours, niceness)\n--\n\n"
 "Fork a child that writes to descriptor 3 what *out* was, and does nothing that the program could notice.  Returns its pid; 0 in it.\n"
 "Frames of code in files whose names begin with *ours* hold nothing of the program's.\n"
 "No handler of os.register_at_fork runs on either side.  The caller holds the import lock (`_imp.acquire_lock`), or another thread\n"
@@ -271,7 +271,8 @@ fork_quietly(PyObject *Py_UNUSED(module), PyObject *arguments)
     int out;
     double deadline_s;
     PyObject *ours;
-    if (!PyArg_ParseTuple(arguments, "idU:fork_quietly", &out, &deadline_s, &ours)) {
+    int niceness;
+    if (!PyArg_ParseTuple(arguments, "idUi:fork_quietly", &out, &deadline_s, &ours, &niceness)) {
         return NULL;
     }
     if (!(deadline_s > 0.0 && deadline_s < 1e6)) {
@@ -300,7 +301,7 @@ fork_quietly(PyObject *Py_UNUSED(module), PyObject *arguments)
     pid_t pid = fork();
     int problem = errno;
     if (pid == 0) {
-        settle_child(out, deadline_s);
+        settle_child(out, deadline_s, niceness);
         interp->audit_hooks = NULL; /* the program's code */
         PyThreadState *me = PyThreadState_Get();
         for (PyThreadState *tstate = interp->threads.head; tstate != NULL; tstate = tstate->next) {

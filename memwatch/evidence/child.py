@@ -9,7 +9,6 @@ from __future__ import annotations
 import _imp
 import contextlib
 import errno
-import gc
 import importlib
 import json
 import os
@@ -59,15 +58,24 @@ class Child:
 
     Args:
         task: what it is to find out.
+        niceness: 19, the least priority, where nobody waits for it; 0 where somebody does.
         clock: monotonic seconds.
 
     Raises:
         OSError: the system gives no process (limits, seccomp, memory).
+        RuntimeError: in a sub-interpreter, or while one is alive.
 
     Cost: the fork, about 40 ms per GiB of resident memory with the GIL held (bench/pause.py).
     """
 
-    def __init__(self, task: census.Task, *, deadline_s: float = DEADLINE_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        task: census.Task,
+        *,
+        deadline_s: float = DEADLINE_S,
+        niceness: int = 19,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         heap = importlib.import_module("memwatch.evidence._heap")
         _take_left(time.monotonic())
         self._owner = os.getpid()
@@ -82,10 +90,9 @@ class Child:
         self._identity = _identity(self._read)
         self.deadline_s = clock() + deadline_s
         began_s = time.perf_counter()
-        enabled = gc.isenabled()
         _imp.acquire_lock()  # no other thread may fork while the handlers of os.register_at_fork are put aside
         try:
-            self.pid = int(heap.fork_quietly(write, deadline_s, names.OURSELVES))
+            self.pid = int(heap.fork_quietly(write, deadline_s, names.OURSELVES, niceness))
             if self.pid == 0:
                 census.run(task)
         except BaseException:
@@ -94,7 +101,6 @@ class Child:
         finally:
             _imp.release_lock()
             os.close(write)
-        assert gc.isenabled() == enabled
         self.fork_s = time.perf_counter() - began_s
 
     def poll(self) -> bool:

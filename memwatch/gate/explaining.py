@@ -23,7 +23,7 @@ FINEST_MEAN = 1024
 COARSEST_MEAN = 4096
 SAMPLES_WANTED = 1000
 """Samples of the growth that tell a site's share to within 3 % (one sigma)."""
-CHILD_DEADLINE_S = 15.0
+CHILD_DEADLINE_S = 60.0
 MOST_LINES_TRACED = 300_000
 """Line events after which native growth is not followed any more: about 1 s."""
 SURVIVORS = 120
@@ -123,7 +123,7 @@ class Look:
                 self._notes.append(why)
             return []
         try:
-            child = Child(task, deadline_s=CHILD_DEADLINE_S)
+            child = Child(task, deadline_s=CHILD_DEADLINE_S, niceness=0)
         except (OSError, RuntimeError) as error:
             self._notes.append(f"the heap was not looked at: no child could be forked ({error})")
             return []
