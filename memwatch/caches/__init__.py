@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memwatch.caches.cache import Cache
     from memwatch.caches.causes import COLD, HOT, PERMANENT, WARM, Lifetime, RemovalCause
-    from memwatch.caches.engine import Cache
     from memwatch.caches.mappings import LRUCache, TLRUCache, TTLCache
     from memwatch.caches.sizer import register_sizeof, sizeof
     from memwatch.caches.statistics import CacheStatistics
@@ -24,7 +24,7 @@ _LAZY = {
     "WARM": "causes",
     "Lifetime": "causes",
     "RemovalCause": "causes",
-    "Cache": "engine",
+    "Cache": "cache",
     "LRUCache": "mappings",
     "TLRUCache": "mappings",
     "TTLCache": "mappings",

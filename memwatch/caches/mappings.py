@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from memwatch.caches.engine import Cache, K, V
+from memwatch.caches.cache import Cache
+from memwatch.caches.engine import K, V
 
 
 class LRUCache(Cache[K, V]):

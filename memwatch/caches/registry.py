@@ -12,7 +12,7 @@ from _thread import RLock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memwatch.caches.engine import Cache
+    from memwatch.caches.cache import Cache
 
 # By identity: a cache is a mapping, and those have no hash.
 _caches: dict[int, weakref.ref[Any]] = {}
