@@ -97,11 +97,11 @@ class Cache(Engine[K, V]):
         if entry is None:
             return default
         value = entry.value
-        return default if value is GONE or not self._is_fresh(entry) else value
+        return value if self._is_fresh(entry) else default
 
     def __contains__(self, key: object) -> bool:
         entry = self._entries.get(key)
-        return entry is not None and entry.value is not GONE and self._is_fresh(entry)
+        return entry is not None and self._is_fresh(entry)
 
     def _is_fresh(self, entry: Entry) -> bool:
         return entry.expires is None or bool(self._now() < entry.expires)
@@ -292,7 +292,7 @@ class Cache(Engine[K, V]):
         if entry is None or entry.expires is None or self._stale_ttl is None:
             return GONE
         value, now = entry.value, self._now()
-        return value if value is not GONE and not now < entry.expires and now < entry.dead else GONE
+        return value if not now < entry.expires and now < entry.dead else GONE
 
     # --- bounds
 
@@ -365,7 +365,7 @@ class Cache(Engine[K, V]):
 
     def _account(self) -> None:
         """Begin to count bytes in a cache that did not."""
-        sizes = {id(entry): self._measure(key, sizer(entry.value)) for key, entry in self._snapshot() if entry.value is not GONE}
+        sizes = {id(entry): self._measure(key, sizer(entry.value)) for key, entry in self._snapshot()}
         with self._changes():
             for entry in self._entries.values():
                 entry.size = sizes.get(id(entry), ENTRY_BYTES)
@@ -510,7 +510,7 @@ class Cache(Engine[K, V]):
             sampled = [(key, entry.value) for key, entry in islice(self._entries.items(), 0, 65536, step)]
         if not sampled:
             return 0
-        total = sum(self._measure(key, sizer(value)) for key, value in sampled if value is not GONE)
+        total = sum(self._measure(key, sizer(value)) for key, value in sampled)
         return round(total / len(sampled) * count)
 
     # --- copies
@@ -523,7 +523,6 @@ class Cache(Engine[K, V]):
                 None if entry.expires is None else entry.expires - now, entry.extra,
             )
             for _, entry in self._snapshot()
-            if entry.value is not GONE
         ]  # fmt: skip
         config = {name: getattr(self, name) for name in _CONFIGURATION} | {"clock": self._touch is None}
         return {"config": config, "attributes": dict(getattr(self, "__dict__", {})), "entries": entries}
@@ -580,7 +579,7 @@ class _Items:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for key, entry in self._cache._snapshot():
             value = entry.value
-            if value is not GONE and entry.cause is None and self._cache._is_fresh(entry):
+            if entry.cause is None and self._cache._is_fresh(entry):
                 yield key, value
 
     def __len__(self) -> int:

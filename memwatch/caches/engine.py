@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import sys
-from _thread import RLock, get_ident
+from _thread import RLock
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -24,7 +24,6 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 Hook = Callable[[Any, Any, RemovalCause], Any]
 
-getsizeof = sys.getsizeof
 log = logging.getLogger("memwatch.caches")
 
 GONE: Any = object()
@@ -75,9 +74,38 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     """
 
     __slots__ = (
-        "_bytes", "_computes", "_counts", "_entries", "_evicted", "_flights", "_hits", "_hook_errors", "_hooking", "_hooks", "_is_special",
-        "_jitter", "_left", "_lock", "_max_bytes", "_maxsize", "_misses", "_now", "_oversize", "_pops", "_room_bytes", "_room_weight",
-        "_sizeof", "_stale_ttl", "_tags", "_touch", "_ttl", "_ttu", "_weigh", "_weight", "_wheel", "name",
+        "_bytes",
+        "_computes",
+        "_counts",
+        "_entries",
+        "_evicted",
+        "_flights",
+        "_flushing",
+        "_hits",
+        "_hook_errors",
+        "_hooks",
+        "_is_special",
+        "_jitter",
+        "_left",
+        "_lock",
+        "_max_bytes",
+        "_maxsize",
+        "_misses",
+        "_now",
+        "_oversize",
+        "_pops",
+        "_room_bytes",
+        "_room_weight",
+        "_sizeof",
+        "_stale_ttl",
+        "_tags",
+        "_touch",
+        "_ttl",
+        "_ttu",
+        "_weigh",
+        "_weight",
+        "_wheel",
+        "name",
     )  # fmt: skip
 
     name: str
@@ -100,7 +128,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         self._entries: OrderedDict[Any, Entry] = OrderedDict()
         self._touch: Callable[[Any], None] | None = None if clock else self._entries.move_to_end
         is_number = isinstance(self._ttl, int | float) and math.isfinite(self._ttl)
-        self._wheel = Wheel(max(1.0, self._ttl / SPOKES) if is_number else 1.0)
+        self._wheel = Wheel(max(1.0, self._ttl / SPOKES) if is_number else 1.0, self._entries)
         self._computes = self._ttu is not None or self._jitter != 0.0 or callable(self._ttl) or self._ttl == NEVER
         self._pops = type(self).popitem is not Engine.popitem
         """As cachetools: a subclass that overrides `popitem` is called for what has to go."""
@@ -121,9 +149,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         self._room_weight: Any = self._maxsize
         """What may be used of *maxsize* now: less under pressure."""
         self._room_bytes: float = NEVER if self._max_bytes is None else self._max_bytes
-        self._hits = self._misses = self._hook_errors = self._evicted = 0
+        self._hits = self._misses = self._hook_errors = self._evicted = self._flushing = 0
         self._counts: dict[RemovalCause, int] = dict.fromkeys(RemovalCause, 0)
-        self._hooking: dict[int, int] = {}
         self._flights = None
 
     # --- reading
@@ -134,7 +161,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         if entry is not None:
             value = entry.value
             expires = entry.expires
-            if (expires is None or self._now() < expires) and value is not GONE:
+            timer = self._now  # called by its attribute, 3.11 looks it up the slow way
+            if expires is None or timer() < expires:
                 touch = self._touch
                 if touch is None:
                     entry.hot = True
@@ -156,7 +184,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         entry = self._entries.get(key)
         if entry is not None:
             value = entry.value
-            if value is not GONE and self._is_fresh(entry):
+            if self._is_fresh(entry):
                 self._promote(key, entry)
                 self._hits += 1
                 return value
@@ -188,8 +216,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     # --- writing
 
     def __setitem__(self, key: K, value: V) -> None:
-        # `_store` written out for what most caches are, with only what this one uses: a third of the instructions, and every one of
-        # them runs on every write (bench/caches.py).
+        # `_store` written out for what most caches are, with only what this one uses: half the instructions (bench/caches.py).
         if self._is_special:
             self._store(key, value)
             return
@@ -201,16 +228,21 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         held = 0
         measure = self._sizeof
         if measure is not None:
-            held = self._measure(key, measure(value))
-            entry.size = held
+            if key.__class__ in ATOMIC:
+                entry.size = held = measure(value) + key.__sizeof__() + ENTRY_BYTES
+                if held <= ENTRY_BYTES:
+                    self._measure(key, held - ENTRY_BYTES - key.__sizeof__())
+            else:
+                entry.size = held = self._measure(key, measure(value))
         ttl = self._ttl
         if ttl is not None:
-            now = self._now()
-            entry.expires = entry.dead = now + ttl
+            timer = self._now  # called by its attribute, 3.11 looks it up the slow way
+            now = timer()
+            entry.expires = entry.dead = dead = now + ttl
         with self._lock:
             try:
                 entries = self._entries
-                if key in entries or held > self._room_bytes or (now is not None and not now < self._wheel.wake):
+                if key in entries or (now is not None and not now < self._wheel.wake):
                     self._prepare(key, now)
                 if len(entries) >= self._room_weight or self._bytes + held > self._room_bytes:
                     first = next(iter(entries), None)
@@ -219,35 +251,35 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                         out is None
                         or out.hot
                         or out.extra is not None
-                        or len(entries) > self._room_weight
                         or self._bytes + held > self._room_bytes
+                        or len(entries) > self._room_weight
                     ):
                         out = None
-                        self._make_room(1, held)
+                        if not self._admits(entry, held):
+                            return
                     else:
                         del entries[first]  # with `next` a third cheaper than `popitem(False)`
                         out.cause = SIZE
                         self._evicted += 1
                         if measure is not None:
                             self._bytes -= out.size
-                if held > self._room_bytes:
-                    self._reject(entry)
-                else:
-                    entries[key] = entry
-                    if held:
-                        self._bytes += held
-                    if now is not None:
-                        self._wheel.add(entry, len(entries))
+                entries[key] = entry
+                if measure is not None:
+                    self._bytes += held
+                if now is not None:
+                    wheel = self._wheel
+                    if wheel.begins <= dead < wheel.ends and wheel.room:
+                        wheel.latest.append(key)
+                        wheel.room -= 1
+                    else:
+                        wheel.add(key, dead)
             except BaseException:
                 self._repair()
                 raise
-        if out is not None:
-            if self._hooks:
-                self._left.append(out)
-            else:
-                out.value = GONE
-                out.key = None
-        if self._left:
+        if out is not None and self._hooks:
+            self._left.append(out)
+            self._flush()
+        elif self._left:
             self._flush()
 
     def _store(
@@ -283,16 +315,14 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             self._prepare(key, now)
             if not is_fresh:
                 return False
-            if held > self._room_bytes:
-                self._reject(entry)
+            if not self._admits(entry, held, weight):
                 return False
-            self._make_room(weight, held)
             entries[key] = entry
             if self._weigh is not None:
                 self._weight += weight
             self._bytes += held
             if expires is not None:
-                self._wheel.add(entry, len(entries))
+                self._wheel.add(key, entry.dead)
             for tag in tags:
                 self._tags.setdefault(tag, set()).add(key)
         return True
@@ -308,10 +338,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         """Accounted bytes of an entry whose value holds so many."""
         if held < 0:
             raise ValueError(f"size of a value: {held!r} bytes are less than none")
-        held = int(held) + ENTRY_BYTES + (getsizeof(key) if key.__class__ in ATOMIC else sizeof(key))
-        if held > self._room_bytes and self._oversize == "raise":
-            raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
-        return held
+        return int(held) + ENTRY_BYTES + sizeof(key)
 
     def _expiry(self, key: Any, value: Any, ttl: Any, now: Any) -> Any:
         """When a value expires; None for never."""
@@ -334,20 +361,26 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         if key in self._entries:
             self._unlink(self._entries.pop(key), REPLACED)
 
-    def _make_room(self, weight: Any, held: int) -> None:
-        """Evict until so much fits in.  Under the lock."""
-        entries = self._entries
-        while True:
-            is_many = len(entries) >= self._room_weight if self._weigh is None else self._weight + weight > self._room_weight
-            if not is_many and self._bytes + held <= self._room_bytes:
-                return
-            if not entries:
-                break
-            is_lowered = self._room_weight < self._maxsize if is_many else self._room_bytes < (self._max_bytes or NEVER)
-            self._unlink(self._next_out(entries), PRESSURE if is_lowered else SIZE if is_many else BYTES)
+    def _admits(self, entry: Entry, held: int, weight: Any = 1) -> bool:
+        """Evict until an entry fits in; False if it never will.  Under the lock."""
+        if held > self._room_bytes:
+            if self._oversize == "raise":
+                raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
+            self._counts[REJECTED] += 1
+            entry.cause = REJECTED
+            self._left.append(entry)
+            return False
         if self._maxsize < weight:
             raise ValueError(f"value too large: maxsize is {self._maxsize!r}")
-        self._weight = self._bytes = 0
+        entries = self._entries
+        while entries:
+            is_many = len(entries) >= self._room_weight if self._weigh is None else self._weight + weight > self._room_weight
+            if not is_many and self._bytes + held <= self._room_bytes:
+                return True
+            is_lowered = self._room_weight < self._maxsize if is_many else self._room_bytes < (self._max_bytes or NEVER)
+            self._unlink(self._next_out(entries), PRESSURE if is_lowered else SIZE if is_many else BYTES)
+        self._weight = self._bytes = 0  # whatever was counted is not there
+        return True
 
     def _next_out(self, entries: OrderedDict[Any, Entry]) -> Entry:
         """Take out the next in the policy's order.  Under the lock, not empty."""
@@ -360,12 +393,6 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                 chances -= 1
                 key = next(iter(entries))
         return entries.pop(key)
-
-    def _reject(self, entry: Entry) -> None:
-        """A value that is too large has never been in the cache.  Under the lock."""
-        self._counts[REJECTED] += 1
-        entry.cause = REJECTED
-        self._left.append(entry)
 
     # --- every way out
 
@@ -401,35 +428,25 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
 
     def _flush(self) -> None:
         """Call the hooks for what has left, and let the values go.  Never under the lock."""
-        left = self._left
-        if not left or self._lock._is_owned():  # type: ignore[attr-defined]  # a key's `__eq__` uses the cache: whoever holds it flushes
-            return
-        me = get_ident()
-        depth = self._hooking.get(me, 0)
-        self._hooking[me] = depth + 1
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return  # a key's `__eq__` uses the cache: whoever holds the lock flushes when it has let go
+        left, hooks = self._left, self._hooks
+        self._flushing += 1
         try:
+            if self._flushing > HOOK_DEPTH and hooks and _is_deep():
+                self._hook_failed(hooks[0], "writes into its cache, which evicts, which calls it: it was not called again")
+                hooks = ()
             while left:
-                try:
-                    entry = left.popleft()
-                except IndexError:
-                    break  # another thread tells the rest
-                for hook in self._hooks:
-                    if depth >= HOOK_DEPTH:
-                        self._hook_failed(hook, "writes into its cache, which evicts, which calls it: it was not called again")
-                        continue
+                entry = left.popleft()
+                for hook in hooks:
                     try:
                         hook(entry.key, entry.value, entry.cause)  # type: ignore[arg-type]  # it has one: it has left
                     except Exception as error:
                         self._hook_failed(hook, "raised", error)
-                # The wheel may still know the entry, and a reader that raced holds it: a husk.
-                entry.value = GONE
-                entry.key = None
-                del entry
+        except IndexError:
+            pass  # another thread tells the rest
         finally:
-            if depth:
-                self._hooking[me] = depth
-            else:
-                self._hooking.pop(me, None)
+            self._flushing -= 1
 
     def _hook_failed(self, hook: Hook, what: str, error: Exception | None = None) -> None:
         self._hook_errors += 1
@@ -443,22 +460,21 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         self._weight = 0 if self._weigh is None else sum(entry.weight for entry in entries)
         self._bytes = 0 if self._sizeof is None else sum(entry.size for entry in entries)
         self._tags = {}
-        self._wheel = self._wheel.empty()
+        self._wheel = self._wheel.again(self._entries)
         for entry in entries:
             entry.cause = None
             if entry.expires is not None:
-                self._wheel.add(entry, len(entries))
+                self._wheel.add(entry.key, entry.dead)
             for tag in entry.extra[0] if entry.extra is not None else ():
                 self._tags.setdefault(tag, set()).add(entry.key)
 
     def _expire(self, now: Any, most: int | None = None) -> list[tuple[Any, Any]]:
         """Remove what is due; returns it.  Under the lock."""
         removed = []
-        for entry in self._wheel.due(now, most):
-            if self._entries.get(entry.key) is entry:
-                del self._entries[entry.key]
-                removed.append((entry.key, entry.value))
-                self._unlink(entry, EXPIRED)
+        for key in self._wheel.due(now, most):
+            entry = self._entries.pop(key)
+            removed.append((entry.key, entry.value))
+            self._unlink(entry, EXPIRED)
         return removed
 
     def expire(self, time: Any = None) -> list[tuple[K, V]]:
@@ -528,7 +544,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             left, self._entries = self._entries, OrderedDict()
             self._touch = None if self._touch is None else self._entries.move_to_end
             self._weight, self._bytes, self._tags = 0, 0, {}
-            self._wheel = self._wheel.empty()
+            self._wheel = self._wheel.again(self._entries)
             for entry in left.values():
                 entry.cause = CLEARED
             self._counts[CLEARED] += len(left)
@@ -537,3 +553,12 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     def _total(self) -> Any:
         """Entries, or their weight."""
         return len(self._entries) if self._weigh is None else self._weight
+
+
+def _is_deep() -> bool:
+    """Whether this thread is in a hook of a hook of a hook …"""
+    frame, depth = sys._getframe(1), 0
+    while frame is not None and depth <= HOOK_DEPTH:
+        depth += frame.f_code is Engine._flush.__code__
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth > HOOK_DEPTH

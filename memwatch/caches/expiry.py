@@ -1,88 +1,82 @@
-"""When entries are due: a coarse wheel of buckets by time, and a heap of those that are nearly due.
+"""When keys are due: a coarse wheel of buckets by time, and a heap of those that are nearly due.
 
-Law: an entry costs one list slot until its bucket comes up; a removed entry stays as a husk without its value and is cleared out
-when husks outnumber the living.  No timer, no thread, no clock: time is a parameter.
+Law: a key costs one list slot per write until its bucket comes up.  Nothing is taken out when an entry is removed or written again:
+what a key's entry says of its time decides when the key comes up; leftovers are cleared out when they outnumber the living twice.  No
+timer, no thread, no clock: time is a parameter.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 SPOKES = 128
 """Buckets that a cache's own time to live is divided into."""
-HUSKS_TOLERATED = 64
+LEFTOVERS_TOLERATED = 64
 NEVER = math.inf
 
 
-class Due(Protocol):
-    """What the wheel needs of an entry."""
-
-    dead: Any
-    """When it is due; a number, or anything that compares with the timer's values."""
-    key: Any
-    cause: Any
-    """Not None: the entry was removed, and this is its husk."""
-
-
 class Wheel:
-    """Entries by the time they are due.
+    """Keys by the time they are due.
 
     Args:
         step: length of a bucket, in the timer's unit.
+        entries: key to what has the attribute `dead`, when it is due: a number, or anything that compares with the timer's values.
     """
 
-    __slots__ = ("_buckets", "_from", "_heap", "_horizon", "_latest", "_room", "_serial", "_step", "_ticks", "_until", "wake")
+    __slots__ = (
+        "_buckets",
+        "_entries",
+        "_heap",
+        "_horizon",
+        "_serial",
+        "_step",
+        "_ticks",
+        "begins",
+        "ends",
+        "latest",
+        "room",
+        "wake",
+    )
 
-    def __init__(self, step: float) -> None:
+    def __init__(self, step: float, entries: Mapping[Any, Any]) -> None:
         self._step = step
-        self._buckets: dict[int, list[Due]] = {}
+        self._entries = entries
+        self._buckets: dict[int, list[Any]] = {}
         self._ticks: list[int] = []
-        self._heap: list[tuple[Any, int, Due]] = []
+        self._heap: list[tuple[Any, int, Any]] = []
         self._serial = count()
-        self._latest: list[Due] = []
-        self._from: float = NEVER
-        """The latest bucket is for what is due from here on …"""
-        self._until: float = NEVER
-        """… and before this."""
-        self._room = HUSKS_TOLERATED
-        """Entries to take in before husks are counted again."""
         self._horizon = -(2**63)
         """Buckets up to this one have been taken apart into the heap."""
+        self.latest: list[Any] = []
+        """The bucket of what is due …"""
+        self.begins: float = NEVER
+        """… from here on …"""
+        self.ends: float = NEVER
+        """… and before this."""
+        self.room = LEFTOVERS_TOLERATED
+        """Keys to take in before leftovers are counted again."""
         self.wake: Any = NEVER
         """Nothing is due before this time."""
 
-    def empty(self) -> Wheel:
+    def again(self, entries: Mapping[Any, Any]) -> Wheel:
         """Another with the same step."""
-        return Wheel(self._step)
+        return Wheel(self._step, entries)
 
-    def add(self, entry: Due, living: int) -> None:
-        """Take an entry in.  Its `dead` must not change afterwards.
-
-        Args:
-            living: entries that are not husks.
-        """
-        room = self._room
-        if room:
-            self._room = room - 1
-        else:
-            self._tidy(living)
-        dead = entry.dead
-        if self._from != NEVER and self._from <= dead < self._until:  # most go where the one before went
-            self._latest.append(entry)
-        else:
-            self._place(entry, dead)
-
-    def _place(self, entry: Due, dead: Any) -> None:
+    def add(self, key: Any, dead: Any) -> None:
+        """Take a key in.  `Engine.__setitem__` appends to `latest` by itself where that is its bucket, and there is room."""
+        if not self.room:
+            self._tidy()
+        self.room -= 1
         try:
             tick = int(dead // self._step)
         except (TypeError, ValueError, OverflowError):  # dates, infinity
             tick = self._horizon
         if tick <= self._horizon:
-            heapq.heappush(self._heap, (dead, next(self._serial), entry))
+            heapq.heappush(self._heap, (dead, next(self._serial), key))
             if self.wake == NEVER or dead < self.wake:
                 self.wake = dead
             return
@@ -92,35 +86,45 @@ class Wheel:
             heapq.heappush(self._ticks, tick)
             if self.wake == NEVER or tick * self._step < self.wake:
                 self.wake = tick * self._step
-        bucket.append(entry)
-        self._latest, self._from, self._until = bucket, tick * self._step, (tick + 1) * self._step
+        bucket.append(key)
+        self.latest, self.begins, self.ends = bucket, tick * self._step, (tick + 1) * self._step
 
-    def due(self, now: Any, most: int | None = None) -> Iterator[Due]:
-        """Take out what is due, the earliest first.  Stops after *most*."""
+    def due(self, now: Any, most: int | None = None) -> Iterator[Any]:
+        """Keys whose entries are due, the earliest first; whoever takes one removes its entry.  Stops after *most*."""
         heap, left = self._heap, most
         while True:
             while self._ticks and not now < self._ticks[0] * self._step:
                 self._horizon = heapq.heappop(self._ticks)
-                self._from = self._until = NEVER
-                for entry in self._buckets.pop(self._horizon, ()):
-                    if entry.cause is None:
-                        heapq.heappush(heap, (entry.dead, next(self._serial), entry))
+                self.begins = self.ends = NEVER
+                for key in self._buckets.pop(self._horizon, ()):
+                    dead = self._dead(key)
+                    if dead != NEVER:
+                        heapq.heappush(heap, (dead, next(self._serial), key))
             if not heap or now < heap[0][0] or left == 0:
                 break
-            entry = heapq.heappop(heap)[2]
-            if entry.cause is None:
+            key = heapq.heappop(heap)[2]
+            dead = self._dead(key)
+            if dead != NEVER and not now < dead:
                 if left is not None:
                     left -= 1
-                yield entry
+                yield key
         self.wake = heap[0][0] if heap else NEVER
         if self._ticks and (not heap or self._ticks[0] * self._step < heap[0][0]):
             self.wake = self._ticks[0] * self._step
 
-    def _tidy(self, living: int) -> None:
-        """Clear husks out if they outnumber the living; amortised O(1) per entry."""
-        if len(self._heap) + sum(map(len, self._buckets.values())) > 2 * living + HUSKS_TOLERATED:
-            for bucket in self._buckets.values():
-                bucket[:] = [entry for entry in bucket if entry.cause is None]
-            self._heap[:] = [item for item in self._heap if item[2].cause is None]
+    def _dead(self, key: Any) -> Any:
+        entry = self._entries.get(key)
+        return NEVER if entry is None or entry.expires is None else entry.dead
+
+    def _tidy(self) -> None:
+        """Clear leftovers out if they outnumber the living twice; amortised O(1) per write."""
+        living = len(self._entries)
+        if len(self._heap) + sum(map(len, self._buckets.values())) > 3 * living + LEFTOVERS_TOLERATED:
+            entries: Any = self._entries
+            for tick, bucket in self._buckets.items():
+                begins, ends = tick * self._step, (tick + 1) * self._step
+                alive = ((key, entries[key]) for key in entries.keys() & bucket)
+                bucket[:] = [key for key, entry in alive if entry.expires is not None and begins <= entry.dead < ends]
+            self._heap[:] = [item for item in self._heap if self._dead(item[2]) == item[0]]
             heapq.heapify(self._heap)
-        self._room = max(HUSKS_TOLERATED, living // 2)
+        self.room = max(LEFTOVERS_TOLERATED, living // 2)
