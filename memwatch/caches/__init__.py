@@ -31,6 +31,9 @@ _LAZY = {
     "CacheStatistics": "statistics",
     "register_sizeof": "sizer",
     "sizeof": "sizer",
+    "CacheInfo": "decorators",
+    "cached": "decorators",
+    "cachedmethod": "decorators",
 }
 __all__ = list(_LAZY)
 

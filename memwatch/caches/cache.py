@@ -45,7 +45,7 @@ class Cache(Engine[K, V]):
         ValueError, TypeError: an argument that cannot be; the message names it.
     """
 
-    __slots__ = ("__weakref__", "_cascade", "_stale_hits", "_tier", "_timer")
+    __slots__ = ("__dict__", "__weakref__", "_cascade", "_stale_hits", "_tier", "_timer")
 
     def __init__(
         self,
@@ -266,14 +266,16 @@ class Cache(Engine[K, V]):
         An exception of *load* is raised in all that wait for it, and nothing is stored.  A value that is stale within *stale_ttl* is
         returned at once and loaded anew in the background, once.
         """
-        return self.flights.get_or_set(key, load, ttl, tags, timeout_s)  # type: ignore[no-any-return]
+        value = self._find(key)
+        return self.flights.load(key, load, ttl, tags, timeout_s) if value is GONE else value  # type: ignore[no-any-return]
 
     async def aget_or_set(self, key: K, load: Callable[[], Any], *, ttl: Any = DEFAULT, tags: Iterable[str] = ()) -> V:
         """As `get_or_set`, with a coroutine function *load*, run once per event loop.
 
         A caller that is cancelled leaves; the load goes on for the others, and is cancelled when the last has left.
         """
-        return await self.flights.aget_or_set(key, load, ttl, tags)  # type: ignore[no-any-return]
+        value = self._find(key)
+        return await self.flights.aload(key, load, ttl, tags) if value is GONE else value  # type: ignore[no-any-return]
 
     @property
     def flights(self) -> Any:
@@ -285,6 +287,18 @@ class Cache(Engine[K, V]):
             with self._lock:
                 flights = self._flights = self._flights or Flights(self)
         return flights
+
+    def count_stale_hit(self) -> None:
+        """A stale value was served."""
+        self._stale_hits += 1
+
+    def discard(self, key: K, value: V) -> None:
+        """Remove a key if it has this very value."""
+        with self._changes():
+            entry = self._entries.get(key)
+            if entry is not None and entry.value is value:
+                del self._entries[key]
+                self._unlink(entry, INVALIDATED)
 
     def stale(self, key: K) -> Any:
         """A value that has expired and may still be served; GONE if there is none."""
