@@ -10,8 +10,10 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from memwatch.caches import registry, relieving
 from memwatch.model import Event
 from memwatch.pressure import LEVELS, LevelChange, Pressure, PressureGauge, ReliefHooks
+from memwatch.units import format_size
 from memwatch.vitals import collect_garbage, trim
 
 COLLECT_BUDGET_S = 0.010
@@ -20,6 +22,13 @@ COLLECT_COST_S = 0.24e-6
 throughout, so the periodic clean-up collects only where that is predicted to stay within the budget; under pressure always."""
 TRIM_WORTH_BYTES = 16 * 1024**2
 """The periodic clean-up trims malloc only when the allocators keep at least this much."""
+RSS_FOLLOWS_FROM_BYTES = 4 * 1024**2
+RSS_FOLLOWS = 0.5
+"""Told if RSS fell by less than this part of what the caches freed."""
+RSS_STAYS = (
+    "RSS cannot follow: {} of the {} that the caches freed stays resident, because small objects leave their arenas shared with others; "
+    "new objects use it again"
+)
 QUIET_BYTES = 64 * 1024
 """A periodic clean-up that freed less is no news: there are 288 a day."""
 
@@ -78,6 +87,8 @@ class Relief:
         change = self._gauge.update(now.rss_bytes, now.warning_bytes, now.critical_bytes)
         events = [] if change is None else _announce(change, now)
         level = self._gauge.level
+        if level == "normal":
+            relieving.recover()
         risen = change is not None and LEVELS.index(change.after) > LEVELS.index(change.before)
         due = self._cleanup_interval_s > 0 and now.uptime_s - self._last_s >= self._cleanup_interval_s
         if not (risen or due):
@@ -86,17 +97,23 @@ class Relief:
         if level == "normal":
             cheap = collect_is_cheap(now.blocks)
             pressure = Pressure("periodic", now.rss_bytes, now.limit_bytes, None)
-            return events + self._steps(pressure, now, collect=cheap)
+            return events + self._steps(pressure, now, collect=cheap, shrink=False)
         threshold = now.critical_bytes if level == "critical" else now.warning_bytes
         target = None if threshold is None else max(0.0, now.rss_bytes - threshold * (1 - self._gauge.margin))
         pressure = Pressure(level, now.rss_bytes, now.limit_bytes, target)
         if risen:
             tell(pressure)
-        return events + self._steps(pressure, now, collect=True)
+        return events + self._steps(pressure, now, collect=True, shrink=risen)
 
-    def _steps(self, pressure: Pressure, now: Situation, *, collect: bool) -> list[Event]:
+    def _steps(self, pressure: Pressure, now: Situation, *, collect: bool, shrink: bool) -> list[Event]:
+        """Caches first: what they let go is collected and trimmed with the rest.
+
+        Args:
+            shrink: whether caches give live entries up; once per level.
+        """
         events: list[Event] = []
-        before = self._read_rss()
+        began = before = self._read_rss()
+        accounted = 0
 
         def done(name: str, freed: float | None, **more: object) -> None:
             nonlocal before
@@ -107,6 +124,11 @@ class Relief:
                 details = {"step": name, "level": pressure.level, "freed": freed, "rss_freed": rss_freed}
                 events.append(Event(now.time_s, "relief", details | more))
 
+        if registry.everything():
+            for each in relieving.relieve(pressure.level) if shrink and pressure.level != "periodic" else [relieving.expire()]:
+                accounted += each.freed_bytes
+                if each.entries or shrink:
+                    done(each.name, each.freed_bytes, entries=each.entries)
         for step in self._hooks.run(pressure, self._on_error):
             done(step.name, step.freed_bytes)
         if collect:
@@ -114,6 +136,14 @@ class Relief:
             done("gc.collect and malloc_trim", freed.heap_bytes, collected=freed.collected, took_s=round(freed.took_s, 4))
         elif (now.retained_bytes or 0.0) >= TRIM_WORTH_BYTES and trim():
             done("malloc_trim", None)
+        if (
+            accounted >= RSS_FOLLOWS_FROM_BYTES
+            and began is not None
+            and before is not None
+            and began - before < accounted * RSS_FOLLOWS
+        ):
+            kept = accounted - max(0.0, began - before)
+            events.append(Event(now.time_s, "note", {"note": RSS_STAYS.format(format_size(kept), format_size(accounted))}))
         return events
 
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 
 from memwatch import config as settings
 from memwatch import forks, osthread, units
+from memwatch.caches import registry
 from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment, Sampling
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
@@ -265,7 +266,7 @@ class Watcher:
     def report(self) -> Report:
         """Everything known.  Where there is a record, the curve, all events and the evidence come from it."""
         with self._state_lock:
-            report = replace(self._report(), events=tuple(self._events))
+            report = replace(self._report(estimate=True), events=tuple(self._events))
             path = self.record_path
         if path is not None:
             with contextlib.suppress(RecordError):
@@ -703,6 +704,9 @@ class Watcher:
         values = dict(source.read(self._source_failed))
         if self.config.memory_limit_bytes is not None:
             values["limit"] = float(self.config.memory_limit_bytes)
+        accounted = registry.accounted_bytes()
+        if accounted is not None:
+            values["caches"] = float(accounted)
         self._limit = values.get("limit", self._limit)
         return values
 
@@ -733,8 +737,9 @@ class Watcher:
             return {}
         return {name: self._on_wall_clock(verdict) for name, verdict in self._detector.verdicts().items()}
 
-    def _report(self) -> Report:
-        return Report(self._described(), self._verdict, self._tally.statistics(self._uptime(), self._verdicts()), self._evidence)
+    def _report(self, *, estimate: bool = False) -> Report:
+        statistics = self._tally.statistics(self._uptime(), self._verdicts())
+        return Report(self._described(), self._verdict, statistics, self._evidence, registry.rows(estimate=estimate))
 
     def _described(self) -> Process:
         if self._process is None:

@@ -27,6 +27,7 @@ LAYERS: dict[str, int] = {
     "memwatch.vitals": 2,
     "memwatch.record": 2,
     "memwatch.evidence": 2,
+    "memwatch.caches": 2,
     "memwatch.gate": 3,
     "memwatch.interpreters": 3,
     "memwatch.forks": 3,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memwatch.caches.cache import Cache
     from memwatch.caches.causes import COLD, HOT, PERMANENT, WARM, Lifetime, RemovalCause
+    from memwatch.caches.decorators import CacheInfo, cached, cachedmethod
     from memwatch.caches.mappings import LRUCache, TLRUCache, TTLCache
     from memwatch.caches.sizer import register_sizeof, sizeof
     from memwatch.caches.statistics import CacheStatistics
@@ -35,7 +36,29 @@ _LAZY = {
     "cached": "decorators",
     "cachedmethod": "decorators",
 }
-__all__ = list(_LAZY)
+__all__ = [
+    "COLD",
+    "HOT",
+    "PERMANENT",
+    "WARM",
+    "Cache",
+    "CacheInfo",
+    "CacheStatistics",
+    "LRUCache",
+    "Lifetime",
+    "RemovalCause",
+    "TLRUCache",
+    "TTLCache",
+    "all",
+    "cached",
+    "cachedmethod",
+    "clear",
+    "expire",
+    "register_sizeof",
+    "shrink",
+    "sizeof",
+    "stats",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -49,3 +72,49 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def all() -> list[Cache[Any, Any]]:
+    """The caches of this process, oldest first.  Being listed keeps none."""
+    from memwatch.caches import registry
+
+    return registry.everything()
+
+
+def stats() -> dict[str, CacheStatistics]:
+    """Statistics of each, by name; one of the same name as another gets a number."""
+    from memwatch.caches.cache import Cache
+
+    found: dict[str, CacheStatistics] = {}
+    for cache in all():
+        name, number = cache.name, 1
+        while name in found:
+            number += 1
+            name = f"{cache.name} ({number})"
+        found[name] = Cache.stats(cache)
+    return found
+
+
+def shrink(*, bytes: float | None = None, fraction: float | None = None) -> int:
+    """Have all caches give some back; returns the accounted bytes that left.
+
+    Args:
+        bytes: as many in all, from each in proportion to what it holds.
+        fraction: this part of each.
+    """
+    caches = all()
+    if bytes is not None:
+        held = sum(cache.held_bytes() for cache in caches)
+        fraction = min(1.0, bytes / held) if held else 0.0
+    return sum(cache.shrink(fraction=fraction) for cache in caches)
+
+
+def expire() -> int:
+    """Drop what has expired in all caches; returns how many entries left."""
+    return sum(len(cache.expire()) for cache in all())
+
+
+def clear() -> None:
+    """Empty all caches."""
+    for cache in all():
+        cache.clear()

@@ -69,7 +69,7 @@ class Cache(Engine[K, V]):
         checked = _checked(maxsize, max_bytes, ttl, stale_ttl, jitter, policy, oversize, tier)
         self._maxsize, self._max_bytes, self._ttl, self._stale_ttl, self._tier = checked
         if getsizeof is not None:
-            self.getsizeof = getsizeof  # type: ignore[method-assign]  # as cachetools: the attribute hides the static method
+            self.getsizeof = getsizeof  # type: ignore[assignment]  # as cachetools: the attribute hides the static method
         self._ttu = ttu
         self._jitter = float(jitter)
         self._sizeof = sizer if sizeof is None and self._max_bytes is not None else sizeof
@@ -82,9 +82,6 @@ class Cache(Engine[K, V]):
         self._weigh = None if self.getsizeof is Cache.getsizeof else self.getsizeof
         self._begin(clock=policy == "clock")
         registry.add(self)
-
-    def __missing__(self, key: K) -> V:
-        raise KeyError(key)
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value, or *default*.  Counts and promotes."""
@@ -199,19 +196,19 @@ class Cache(Engine[K, V]):
             keys = {key for key, _ in self._snapshot() if matches(key)}
         return sum(self._take(key, INVALIDATED) is not None for key in keys)
 
-    def with_cascades(self, tags: Iterable[str]) -> set[str]:
+    def with_cascades(self, tags: Iterable[str]) -> frozenset[str]:
         """These tags and all that their invalidation invalidates."""
-        found: set[str] = set()
+        found: dict[str, None] = {}
         waiting = list(tags)
         while waiting:
             tag = waiting.pop()
             if tag in found:
                 continue
-            found.add(tag)
+            found[tag] = None
             if self._cascade is not None:
                 more = self._cascade(tag) if callable(self._cascade) else self._cascade.get(tag, ())
                 waiting += [more] if isinstance(more, str) else more
-        return found
+        return frozenset(found)
 
     # --- many at once
 
@@ -335,6 +332,11 @@ class Cache(Engine[K, V]):
     def bytes(self) -> int:
         """Accounted bytes that it holds; 0 in a cache that does not account (neither *max_bytes* nor *sizeof*)."""
         return self._bytes
+
+    @property
+    def entries(self) -> int:
+        """How many it holds, with those that have expired and were not yet removed."""
+        return len(self._entries)
 
     @property
     def ttl(self) -> Any:
@@ -487,8 +489,12 @@ class Cache(Engine[K, V]):
 
     # --- what it did
 
-    def stats(self) -> CacheStatistics:
-        """What it holds and did so far.  A cache that does not account estimates its bytes from some 32 of its entries."""
+    def stats(self, *, estimate: bool = True) -> CacheStatistics:
+        """What it holds and did so far.
+
+        Args:
+            estimate: whether a cache that does not account estimates its bytes, from some 32 of its entries: about 100 µs.
+        """
         entries, weight, known = len(self._entries), self._total(), self._sizeof is not None
         counts = self._counts | {SIZE: self._counts[SIZE] + self._evicted}
         loads = self._flights.figures() if self._flights is not None else (0, 0, 0.0, 0)
@@ -498,7 +504,7 @@ class Cache(Engine[K, V]):
             entries=entries,
             weight=weight,
             maxsize=self._maxsize if math.isfinite(self._maxsize) else None,
-            bytes=self.held_bytes(),
+            bytes=self.held_bytes() if known or estimate else None,
             is_estimated=not known,
             max_bytes=self._max_bytes,
             hits=self._hits,

@@ -214,7 +214,7 @@ class _Function(_Calls):
         return self
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[attr-defined,no-any-return]  # from the function
+        return str(self.__qualname__)  # type: ignore[attr-defined]  # from the function
 
     def __repr__(self) -> str:
         return f"<cached {self._function!r}>"

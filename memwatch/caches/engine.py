@@ -122,6 +122,9 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     _hooks: tuple[Hook, ...]
     _flights: Any
 
+    def __missing__(self, key: K) -> V:
+        raise KeyError(key)
+
     def _begin(self, *, clock: bool) -> None:
         """Empty, and open to all."""
         self._lock = RLock()

@@ -79,11 +79,11 @@ class Flights:
         tags = frozenset((tags,) if isinstance(tags, str) else tags)
         stale = cache.stale(key)
         if stale is not GONE:
-            flight = self._begin(key, tags)
-            if flight is not None:
+            refresh = self._begin(key, tags)
+            if refresh is not None:
                 # The flight belongs to the thread that will load, and nobody can wait for that one from within yet.
-                flight.owner = 0
-                background.run(lambda: self._refresh(flight, load, ttl))
+                refresh.owner = 0
+                background.run(lambda: self._refresh(refresh, load, ttl))
             cache.count_stale_hit()
             return stale
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -245,7 +245,7 @@ class Flights:
         """What is being loaded for this key is out of date before it has arrived."""
         self._spoil(lambda flight: bool(flight.key == key))
 
-    def spoil_tags(self, tags: set[str]) -> None:
+    def spoil_tags(self, tags: frozenset[str]) -> None:
         """As `spoil`, by tag."""
         self._spoil(lambda flight: not flight.tags.isdisjoint(tags))
 
@@ -258,7 +258,8 @@ class Flights:
         self._spoil(lambda flight: True)
 
     def _spoil(self, concerns: Callable[[Any], bool]) -> None:
-        for flight in [*self._by_key.values(), *self._by_loop.values()]:
+        flights: list[Any] = [*self._by_key.values(), *self._by_loop.values()]
+        for flight in flights:
             if concerns(flight):
                 flight.is_spoiled = True
                 # Who asks from now on must not get what was loaded before.

@@ -20,8 +20,8 @@ class CacheStatistics:
     """The sum of *getsizeof*; the number of entries without one."""
     maxsize: float | None
     """None: bounded in bytes only."""
-    bytes: int
-    """Accounted: keys, values and the cache's own."""
+    bytes: int | None
+    """Accounted: keys, values and the cache's own.  None: the cache does not account, and no estimate was wanted."""
     is_estimated: bool
     """The cache does not account; *bytes* is estimated from some of its entries."""
     max_bytes: int | None
