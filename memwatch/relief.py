@@ -26,8 +26,8 @@ RSS_FOLLOWS_FROM_BYTES = 4 * 1024**2
 RSS_FOLLOWS = 0.5
 """Told if RSS fell by less than this part of what the caches freed."""
 RSS_STAYS = (
-    "RSS cannot follow: {} of the {} that the caches freed stays resident, because small objects leave their arenas shared with others; "
-    "new objects use it again"
+    "RSS cannot follow: {} of the {} that the caches freed stays resident, because small objects leave their arenas shared with "
+    "others; new objects use it again"
 )
 QUIET_BYTES = 64 * 1024
 """A periodic clean-up that freed less is no news: there are 288 a day."""

@@ -34,8 +34,8 @@ class Cache(Engine[K, V]):
         policy: `"lru"`, exact; or `"clock"`, whose reads take no lock and move nothing.
         sizeof: bytes of a value, instead of `memwatch.caches.sizer.sizeof`.
         oversize: what happens to a value larger than *max_bytes*: `"skip"` (it is rejected, with a hook) or `"raise"` a ValueError.
-        on_remove: called with key, value and cause once per value that has left, after it has, without a lock held.  Others may still
-            hold the value.  An exception is counted and logged.
+        on_remove: called with key, value and cause once per value that has left, after it has, without a lock held.  Others may
+            still hold the value.  An exception is counted and logged.
         tier: a named lifetime; the *ttl*, if that is not given, and the order in which caches shrink under pressure.
         cascade: which other tags an invalidated tag invalidates, as a mapping or a function.
         name: what statistics call it [where it was made].
@@ -260,8 +260,8 @@ class Cache(Engine[K, V]):
             ttl, tags: as for `set`.
             timeout_s: how long to wait for another thread's load; then this one loads by itself.
 
-        An exception of *load* is raised in all that wait for it, and nothing is stored.  A value that is stale within *stale_ttl* is
-        returned at once and loaded anew in the background, once.
+        An exception of *load* is raised in all that wait for it, and nothing is stored.  A value that is stale within *stale_ttl*
+        is returned at once and loaded anew in the background, once.
         """
         value = self._find(key)
         return self.flights.load(key, load, ttl, tags, timeout_s) if value is GONE else value  # type: ignore[no-any-return]
@@ -371,13 +371,17 @@ class Cache(Engine[K, V]):
         checked = _checked(*wanted, None, None, 0.0, "lru", "skip", None)
         if checked[1] is not None and self._sizeof is None:
             self._account()
+        room_weight, room_bytes = checked[0], math.inf if checked[1] is None else checked[1]
+        cause = SIZE if maxsize is not None else BYTES
+
+        def is_much() -> bool:
+            return bool(self._total() > room_weight or self._bytes > room_bytes)
+
+        self._shrink_while(is_much, cause)  # first: it is never larger than its bounds
         with self._changes():
             self._maxsize, self._max_bytes = checked[:2]
-            self._room_weight = self._maxsize
-            self._room_bytes = self._bytes_bound()
-        self._shrink_while(
-            lambda: self._total() > self._room_weight or self._bytes > self._room_bytes, SIZE if maxsize is not None else BYTES
-        )
+            self._room_weight, self._room_bytes = room_weight, room_bytes
+        self._shrink_while(is_much, cause)  # what other threads stored meanwhile
 
     def _account(self) -> None:
         """Begin to count bytes in a cache that did not."""

@@ -49,8 +49,8 @@ def cached(
         tags: what `cache.invalidate(tag=…)` finds the result by, or a function of the arguments.
         ttl: instead of the cache's; a number, or a function of the result.
 
-    Concurrent calls with the same key are made once, by threads and by coroutines; a value that `stale_ttl` allows is returned at once.
-    An exception is not remembered.
+    Concurrent calls with the same key are made once, by threads and by coroutines; a value that `stale_ttl` allows is returned at
+    once. An exception is not remembered.
     """
     if cache is None:
         raise TypeError("cache must not be None")
@@ -280,7 +280,7 @@ def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any]
             except KeyError:
                 value = cache[place] = await function(*args, **kwargs)
                 return value
-        value = cache.get(place, GONE)  # type: ignore[attr-defined]
+        value = cache.get(place, GONE)
         if value is not GONE:
             calls._hits += 1
             return value

@@ -1,7 +1,7 @@
 """The engine of every cache: an ordered dictionary of entries, bounded in entries (or weights) and in bytes, with expiry.
 
-Law: the bound holds after every operation, also after one that an exception interrupted; every value leaves by `_unlink`; no code of
-the program but a key's `__hash__` and `__eq__` runs under the lock: hooks run, and values die, after its release.
+Law: the bound holds after every operation, also after one that an exception interrupted; every value leaves by `_unlink`; no code
+of the program but a key's `__hash__` and `__eq__` runs under the lock: hooks run, and values die, after its release.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ GONE: Any = object()
 DEFAULT: Any = object()
 """What stands for the cache's own setting."""
 SECOND_CHANCES = 64
-"""CLOCK passes over at most as many entries for one eviction: without a cap one insert took 19 ms with 100,000 entries just read."""
+"""CLOCK passes over at most as many entries for one eviction: without a cap one insert took 19 ms with 100,000 entries just
+read."""
 BATCH = 1024
 """Entries removed under one hold of the lock: some 0.5 ms."""
 DUE_PER_WRITE = 16
@@ -246,7 +247,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             try:
                 entries = self._entries
                 if key in entries or (now is not None and not now < self._wheel.wake):
-                    self._prepare(key, now)
+                    self._prepare(key, now, held)
                 if len(entries) >= self._room_weight or self._bytes + held > self._room_bytes:
                     first = next(iter(entries), None)
                     out = entries.get(first)
@@ -315,7 +316,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                 self.popitem()
         with self._changes():
             entries = self._entries
-            self._prepare(key, now)
+            self._prepare(key, now, held)
             if not is_fresh:
                 return False
             if not self._admits(entry, held, weight):
@@ -356,8 +357,10 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             return None
         return now + (ttl if self._jitter == 0.0 else ttl * (1 - self._jitter * random.random()))
 
-    def _prepare(self, key: Any, now: Any) -> None:
+    def _prepare(self, key: Any, now: Any, held: int) -> None:
         """Take out what is due, and what the key held before.  Under the lock."""
+        if held > self._room_bytes and self._oversize == "raise":
+            raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
         wheel = self._wheel
         if now is not None and wheel.wake != NEVER and not now < wheel.wake:
             self._expire(now, DUE_PER_WRITE)
@@ -367,8 +370,6 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     def _admits(self, entry: Entry, held: int, weight: Any = 1) -> bool:
         """Evict until an entry fits in; False if it never will.  Under the lock."""
         if held > self._room_bytes:
-            if self._oversize == "raise":
-                raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
             self._counts[REJECTED] += 1
             entry.cause = REJECTED
             self._left.append(entry)

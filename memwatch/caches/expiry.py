@@ -1,8 +1,8 @@
 """When keys are due: a coarse wheel of buckets by time, and a heap of those that are nearly due.
 
 Law: a key costs one list slot per write until its bucket comes up.  Nothing is taken out when an entry is removed or written again:
-what a key's entry says of its time decides when the key comes up; leftovers are cleared out when they outnumber the living twice.  No
-timer, no thread, no clock: time is a parameter.
+what a key's entry says of its time decides when the key comes up; leftovers are cleared out when they outnumber the living twice.
+No timer, no thread, no clock: time is a parameter.
 """
 
 from __future__ import annotations

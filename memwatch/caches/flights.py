@@ -1,7 +1,7 @@
 """Loads under way: a key is loaded once, however many threads or coroutines ask for it.
 
-Law: nobody waits for ever for a load that cannot end: a thread that is asked for what it is loading itself, or that would close a ring
-of waiting threads, loads by itself.  What was invalidated while it was loaded is given to those who wait, and not stored.
+Law: nobody waits for ever for a load that cannot end: a thread that is asked for what it is loading itself, or that would close a
+ring of waiting threads, loads by itself.  What was invalidated while it was loaded is given to those who wait, and not stored.
 """
 
 from __future__ import annotations
@@ -258,16 +258,15 @@ class Flights:
         self._spoil(lambda flight: True)
 
     def _spoil(self, concerns: Callable[[Any], bool]) -> None:
-        flights: list[Any] = [*self._by_key.values(), *self._by_loop.values()]
-        for flight in flights:
+        # Who asks from now on must not get what was loaded before: the flight goes on without being known.
+        for key, flight in list(self._by_key.items()):
             if concerns(flight):
                 flight.is_spoiled = True
-                # Who asks from now on must not get what was loaded before.
-                with self._lock:
-                    if self._by_key.get(flight.key) is flight:
-                        del self._by_key[flight.key]
-                for place in [place for place, other in list(self._by_loop.items()) if other is flight]:
-                    self._by_loop.pop(place, None)
+                self._by_key.pop(key, None)
+        for place, other in list(self._by_loop.items()):
+            if concerns(other):
+                other.is_spoiled = True
+                self._by_loop.pop(place, None)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -51,7 +51,8 @@ def accounted_bytes() -> int | None:
 
 
 def rows(most: int = 20, *, estimate: bool) -> tuple[dict[str, Any], ...]:
-    """Statistics of the largest caches, as plain data for a report.  With *estimate*, some 100 µs for each that does not account."""
+    """Statistics of the largest caches, as plain data for a report.  With *estimate*, some 100 µs for each that does not
+    account."""
     found = sorted(everything(), key=lambda cache: (cache.bytes, cache.entries), reverse=True)[:most]
     from memwatch.caches.cache import Cache
 

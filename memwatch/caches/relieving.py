@@ -1,7 +1,7 @@
 """What all caches of a process do under memory pressure: expire, shrink once per level, stay small, and grow back slowly.
 
-Law: a shrink has a target in accounted bytes and never looks at RSS.  Freed small objects leave arenas that others still use: a loop
-"until RSS is low" empties a cache with RSS still high (measured: 50,000 of 50,000 entries gone, RSS as before).
+Law: a shrink has a target in accounted bytes and never looks at RSS.  Freed small objects leave arenas that others still use: a
+loop "until RSS is low" empties a cache with RSS still high (measured: 50,000 of 50,000 entries gone, RSS as before).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from memwatch.caches.causes import SHRINK_ORDER, WARM, Lifetime
 KEPT = {"warning": 0.7, "critical": 0.4}
 """Part of its bytes that a cache keeps at each level, and may not exceed until the level is left."""
 RECOVERY = 0.05
-"""Part of its bound that a lowered cache is given back per tick after the level was left: 20 ticks to be whole.  A guess: slower than
-the tick-to-tick noise of RSS, faster than anybody waits."""
+"""Part of its bound that a lowered cache is given back per tick after the level was left: 20 ticks to be whole.  A guess: slower
+than the tick-to-tick noise of RSS, faster than anybody waits."""
 
 
 class Step(NamedTuple):
@@ -57,7 +57,8 @@ def expire() -> Step:
 
 def recover() -> bool:
     """Once per tick at no pressure: give lowered caches a little of their bounds back.  Whether all are whole."""
-    return all([cache.raise_room(RECOVERY) for cache in registry.everything()])
+    lowered = [cache for cache in registry.everything() if not cache.raise_room(RECOVERY)]
+    return not lowered
 
 
 def _lifetime(cache: Any) -> Lifetime:

@@ -1,7 +1,7 @@
 """How many bytes a value holds: by type, with large containers sampled, in microseconds.
 
-Law: exact for what holds its bytes itself (text, bytes, arrays, frames, tensors); an estimate for containers, which are taken to be of
-a kind; at most `MOST_OBJECTS` objects are looked at.  What several values share is charged to each of them.
+Law: exact for what holds its bytes itself (text, bytes, arrays, frames, tensors); an estimate for containers, which are taken to be
+of a kind; at most `MOST_OBJECTS` objects are looked at.  What several values share is charged to each of them.
 """
 
 from __future__ import annotations
