@@ -19,7 +19,7 @@ from cachetools import keys
 """
 # Every test that is not passed, and why not.
 DEVIATIONS = {
-    "test_ttl.py::TTLCacheTest::test_ttl_copy": "iteration goes from the least to the most recently used, not in order of insertion",
+    "test_ttl.py::TTLCacheTest::test_ttl_copy": "iteration goes from the least to the most recently used, not as inserted",
     "test_cachedmethod.py::CacheMethodTest::test_decorator_pickle_super": "looks into a private attribute by its name",
     "test_cachedmethod.py::CacheMethodTest::test_decorator_deepcopy_super": "looks into a private attribute by its name",
     "test_cachedmethod.py::DictMethodTest::test_decorator_pickle_super": "looks into a private attribute by its name",

@@ -1,4 +1,5 @@
-"""The engine of the caches: bounds, order, expiry, causes and bytes, under threads, exceptions and whatever a program's objects do."""
+"""The engine of the caches: bounds, order, expiry, causes and bytes, under threads, exceptions and whatever a program's objects
+do."""
 
 from __future__ import annotations
 
@@ -313,7 +314,8 @@ def test_a_key_whose_comparison_raises_leaves_the_cache_sound() -> None:
 def test_threads_that_hammer_one_cache_never_break_its_bounds(policy: Any) -> None:
     told: Counter[RemovalCause] = Counter()
     cache: Any = LRUCache(
-        50, max_bytes=20_000, ttl=0.05, policy=policy, on_remove=lambda key, value, cause: told.update([cause]), sizeof=lambda value: value
+        50, max_bytes=20_000, ttl=0.05, policy=policy, on_remove=lambda key, value, cause: told.update([cause]), sizeof=lambda
+        value: value
     )  # fmt: skip
     failures: list[BaseException] = []
     stop = threading.Event()
@@ -497,7 +499,8 @@ def test_every_way_out_is_told_once_with_its_cause() -> None:
     cache.clear()
     assert log == [
         (1, "a", "size"), (2, "b", "size"), (3, "c", "bytes"), (5, "e", "replaced"), (6, "g", "rejected"),
-        (5, "f", "deleted"), (7, "h", "invalidated"), (4, "d", "pressure"), (8, "i", "pressure"), (9, "j", "expired"), (10, "k", "cleared"),
+        (5, "f", "deleted"), (7, "h", "invalidated"), (4, "d", "pressure"), (8, "i", "pressure"), (9, "j", "expired"), (10, "k",
+        "cleared"),
     ]  # fmt: skip
     assert {cause.was_evicted for _, _, cause in log if cause in ("size", "bytes", "pressure", "expired")} == {True}
     assert not any(
@@ -590,7 +593,7 @@ def test_tags_cascade_and_prefix_and_pattern_invalidate_what_they_say() -> None:
 
 def test_bounds_move_and_a_changed_value_can_be_measured_again() -> None:
     cache: Any = LRUCache(10)
-    cache.update({number: "x" * 1000 for number in range(10)})
+    cache.update(dict.fromkeys(range(10), "x" * 1000))
     cache.resize(5)
     assert list(cache) == [5, 6, 7, 8, 9] and cache.stats().is_estimated
     cache.resize(max_bytes=3 * 1400)

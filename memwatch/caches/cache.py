@@ -379,8 +379,8 @@ class Cache(Engine[K, V]):
 
         self._shrink_while(is_much, cause)  # first: it is never larger than its bounds
         with self._changes():
-            self._maxsize, self._max_bytes = checked[:2]
-            self._room_weight, self._room_bytes = room_weight, room_bytes
+            # One statement: an exception comes before it or after it.
+            self._maxsize, self._max_bytes, self._room_weight, self._room_bytes = *checked[:2], room_weight, room_bytes
         self._shrink_while(is_much, cause)  # what other threads stored meanwhile
 
     def _account(self) -> None:

@@ -242,7 +242,7 @@ class _Method:
 class _Weakly:
     """An object by identity, without keeping it.  Its hash outlives it."""
 
-    __slots__ = ("_hash", "_reference")
+    __slots__ = ("__weakref__", "_hash", "_reference")
 
     def __init__(self, instance: Any, dead: deque[_Weakly]) -> None:
         self._hash = id(instance)

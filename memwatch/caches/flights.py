@@ -90,7 +90,9 @@ class Flights:
         while True:
             flight = self._begin(key, tags)
             if flight is not None:
-                return self._load(flight, load, ttl)
+                # Another may have landed since this thread looked.
+                value = cache.peek(key, GONE)
+                return self._load(flight, load, ttl) if value is GONE else self._end(flight, value)
             flight = self._by_key.get(key)
             if flight is None:
                 value = cache.peek(key, GONE)  # it has just landed
@@ -125,10 +127,15 @@ class Flights:
             flight.error = error
             raise
         finally:
-            with self._lock:
-                if self._by_key.get(flight.key) is flight:
-                    del self._by_key[flight.key]
-            flight.done.set()
+            self._end(flight, flight.value)
+
+    def _end(self, flight: _Flight, value: Any) -> Any:
+        flight.value = value
+        with self._lock:
+            if self._by_key.get(flight.key) is flight:
+                del self._by_key[flight.key]
+        flight.done.set()
+        return value
 
     def _keep(self, flight: _Flight | _AsyncFlight, value: Any, ttl: Any) -> None:
         if flight.is_spoiled:
