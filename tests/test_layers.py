@@ -51,6 +51,9 @@ HOMES = {
     "click": "memwatch.cli",
     "rich": "memwatch.cli",
     "memray": "memwatch.gate.peaks",
+    "redis": "memwatch.caches.redis_tier",
+    "msgpack": "memwatch.caches.codec",
+    "zstandard": "memwatch.caches.codec",
     "pytest": "pytest_memwatch",
     "_pytest": "pytest_memwatch",
 }

@@ -11,12 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memwatch.caches.breaker import Breaker
     from memwatch.caches.cache import Cache
     from memwatch.caches.causes import COLD, HOT, PERMANENT, WARM, Lifetime, RemovalCause
+    from memwatch.caches.codec import Compress
     from memwatch.caches.decorators import CacheInfo, cached, cachedmethod
     from memwatch.caches.mappings import LRUCache, TLRUCache, TTLCache
+    from memwatch.caches.redis_tier import RedisTier, TierStatistics
     from memwatch.caches.sizer import register_sizeof, sizeof
     from memwatch.caches.statistics import CacheStatistics
+    from memwatch.caches.tiered import TieredCache
 
 _LAZY = {
     "COLD": "causes",
@@ -32,6 +36,11 @@ _LAZY = {
     "CacheStatistics": "statistics",
     "register_sizeof": "sizer",
     "sizeof": "sizer",
+    "Compress": "codec",
+    "Breaker": "breaker",
+    "TieredCache": "tiered",
+    "TierStatistics": "redis_tier",
+    "RedisTier": "redis_tier",
     "CacheInfo": "decorators",
     "cached": "decorators",
     "cachedmethod": "decorators",
@@ -41,14 +50,19 @@ __all__ = [
     "HOT",
     "PERMANENT",
     "WARM",
+    "Breaker",
     "Cache",
     "CacheInfo",
     "CacheStatistics",
+    "Compress",
     "LRUCache",
     "Lifetime",
+    "RedisTier",
     "RemovalCause",
     "TLRUCache",
     "TTLCache",
+    "TierStatistics",
+    "TieredCache",
     "all",
     "cached",
     "cachedmethod",

@@ -1,0 +1,538 @@
+"""The tier below memory: values in Redis, shared by processes, for which nobody ever waits longer than asked.
+
+Law: a call takes at most `timeout_s`, and raises nothing that it was not asked for: what Redis does wrong is a miss, and is
+    counted. What could not be sent (a removal while Redis was away) is sent when it is back, before anything is read from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from memwatch.caches.breaker import Breaker
+from memwatch.caches.codec import USUAL, Codec, Compress, ForeignError, Serializer
+
+log = logging.getLogger("memwatch.caches")
+
+Command = tuple[Any, ...]
+Plan = Generator[list[Command], list[Any], Any]
+"""Yields commands that go together and is sent their answers; run by a blocking client or in a coroutine."""
+
+ALL = "*"
+"""The tag that every value has: `clear` gives it a new token."""
+MOST_PENDING = 1000
+"""Removals remembered while Redis is away; with more, all values count as removed."""
+LONGEST_KEY = 200
+"""Longer keys are hashed."""
+UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+class Found(NamedTuple):
+    """A value of the store."""
+
+    value: Any
+    ttl_s: float | None
+    """What is left; None for ever."""
+    tags: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class TierStatistics:
+    """What the tier did; counts are since it was made."""
+
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    failures: int = 0
+    """Calls that Redis did not answer in time, or not at all."""
+    skipped: int = 0
+    """Calls that were not made because Redis had been given up."""
+    refused: int = 0
+    """Writes that Redis answered with an error, such as out of memory."""
+    foreign: int = 0
+    """Answers that were no value of ours."""
+    unserialisable: int = 0
+    """Values that the serializer could not write, or keys that cannot be."""
+    bytes_written: int = 0
+    state: str = "closed"
+    pending: int = 0
+    """Removals that wait for Redis to be back."""
+    last_error: str | None = None
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits of all reads that were answered; None before the first."""
+        reads = self.hits + self.misses
+        return self.hits / reads if reads else None
+
+
+class Unavailable(Exception):
+    """Redis was not asked, or did not answer; stays inside this module."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Removals that could not be sent."""
+
+    keys: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    tags: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def add(self, keys: Iterable[str], tags: Iterable[str]) -> None:
+        self.keys.update(dict.fromkeys(keys))
+        self.tags.update(dict.fromkeys(tags))
+        if len(self.keys) + len(self.tags) > MOST_PENDING:
+            self.keys.clear()
+            self.tags.clear()
+            self.tags[ALL] = None
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.tags)
+
+
+class RedisTier:
+    """Values in Redis; use it below a cache in a `TieredCache`.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, as redis-py takes it.
+        namespace, version: what keys begin with.  A new version sees no value of an old one.
+        timeout_s: what a call may take in all.
+        ttl_s: time to live of values without one of their own; a store without a bound is a leak.
+        serializer: `"json"`, `"msgpack"`, `"pickle"`, or an object with `dumps` and `loads`.  Pickle runs code of whoever can write
+            to
+            the store.
+        compress: what is compressed; None for nothing.
+        lock_s: how long one process may load a key that others wait for; 0 to load in each.
+        breaker: when Redis is left alone.
+        cluster: whether *url* is of a node of a cluster.
+        client, async_client: instead of *url*, such as `sentinel.master_for("mymaster")`.  Their timeouts are the caller's affair.
+
+    Raises:
+        ImportError: redis is not installed; `pip install 'memwatch[redis]'`.
+        ValueError: an argument that cannot be.
+
+    Looking up a host's name is not bounded by *timeout_s*: that is the system's resolver.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "memwatch",
+        version: str | int = 1,
+        timeout_s: float = 0.1,
+        ttl_s: float = 86400.0,
+        serializer: str | Serializer = "json",
+        compress: Compress | None = USUAL,
+        lock_s: float = 2.0,
+        breaker: Breaker | None = None,
+        cluster: bool = False,
+        client: Any = None,
+        async_client: Any = None,
+    ) -> None:
+        if (url is None) == (client is None and async_client is None):
+            raise ValueError("RedisTier takes a url, or client= and async_client=")
+        if not timeout_s > 0 or not ttl_s > 0:
+            raise ValueError(f"timeout_s={timeout_s!r}, ttl_s={ttl_s!r}: both must be above 0")
+        self.timeout_s, self.ttl_s, self.lock_s = timeout_s, ttl_s, lock_s
+        self.codec = Codec(serializer, compress)
+        self._prefix = f"{namespace}:{version}:"
+        self.channel = f"{self._prefix}removals"
+        self.origin = secrets.token_hex(8)
+        """Who publishes: one's own removals come back, and are passed over."""
+        self._breaker = breaker or Breaker()
+        self._statistics = TierStatistics()
+        self._pending = _Pending()
+        self._lock = threading.Lock()
+        self._url, self._cluster = url, cluster
+        self._given, self._given_async = client, async_client
+        self._client: Any = None
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+        _redis()  # asked for and missing: say so now
+
+    # --- keys
+
+    def name_of(self, key: Any) -> str | None:
+        """The key as Redis has it; None for one that has no text that every process agrees on."""
+        if type(key) is str:
+            text = f"s:{key}"
+        else:
+            try:
+                text = f"j:{json.dumps(_plain(key), separators=(',', ':'))}"
+            except (TypeError, ValueError):
+                self._statistics.unserialisable += 1
+                return None
+        if len(text) > LONGEST_KEY:
+            text = f"h:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        return f"{self._prefix}{text}"
+
+    def _tag_key(self, tag: str) -> str:
+        return f"{self._prefix}t:{tag}"
+
+    # --- plans
+
+    def plan_get(self, names: list[str]) -> Plan:
+        """Values by name; those that are not there are left out."""
+        commands: list[Command] = [("GET", self._tag_key(ALL))]
+        for name in names:
+            commands += [("GET", name), ("PTTL", name)]
+        answers = yield commands
+        every, found, tags = _text(answers[0]), {}, set()
+        for index, name in enumerate(names):
+            data, left_ms = answers[1 + 2 * index], answers[2 + 2 * index]
+            if not isinstance(data, bytes):
+                self._statistics.foreign += data is not None  # an error: another type under our key
+                continue
+            try:
+                decoded = self.codec.decode(data)
+            except ForeignError as error:
+                self._statistics.foreign += 1
+                self._note(error)
+                continue
+            if every is None or decoded.tokens.get(ALL) != every:
+                continue
+            found[name] = decoded, left_ms if isinstance(left_ms, int) else -1
+            tags.update(tag for tag in decoded.tokens if tag != ALL)
+        tokens: dict[str, str | None] = {}
+        if tags:
+            wanted = sorted(tags)
+            answers = yield [("GET", self._tag_key(tag)) for tag in wanted]
+            tokens = dict(zip(wanted, map(_text, answers), strict=True))
+        result = {}
+        for name, (decoded, left_ms) in found.items():
+            if all(tokens.get(tag) == token for tag, token in decoded.tokens.items() if tag != ALL):
+                own = tuple(tag for tag in decoded.tokens if tag != ALL)
+                result[name] = Found(decoded.value, left_ms / 1000 if left_ms >= 0 else None, own)
+        self._statistics.hits += len(result)
+        self._statistics.misses += len(names) - len(result)
+        return result
+
+    def plan_set(self, items: Mapping[str, Any], ttl_s: float | None, tags: Iterable[str], announce: list[Any] | None) -> Plan:
+        """Store values by name; returns how many were."""
+        lifetime_ms = max(1, round(1000 * (self.ttl_s if ttl_s is None else ttl_s)))
+        wanted = [ALL, *sorted(set(tags))]
+        # A tag outlives what is stored with it; one that is lost all the same (evicted) invalidates.
+        outlives_ms = 2 * max(lifetime_ms, round(1000 * self.ttl_s))
+        commands: list[Command] = []
+        for tag in wanted:
+            commands.append(("SET", self._tag_key(tag), secrets.token_hex(8), "NX"))
+            commands.append(("PERSIST", self._tag_key(tag)) if tag == ALL else ("PEXPIRE", self._tag_key(tag), outlives_ms))
+            commands.append(("GET", self._tag_key(tag)))
+        answers = yield commands
+        found = dict(zip(wanted, map(_text, answers[2::3]), strict=True))
+        tokens = {tag: token for tag, token in found.items() if token is not None}
+        if len(tokens) < len(wanted):
+            self._statistics.refused += 1  # no memory for the tag: what is stored could never be invalidated
+            return 0
+        encoded: dict[str, bytes] = {}
+        unwritable: list[str] = []
+        for name, value in items.items():
+            try:
+                encoded[name] = self.codec.encode(value, tokens)
+            except Exception as error:  # the serializer's: any
+                self._statistics.unserialisable += 1
+                self._note(error)
+                unwritable.append(name)
+        # What cannot be written is removed: what was there before is out of date.
+        commands = [("SET", name, data, "PX", lifetime_ms) for name, data in encoded.items()]
+        commands += [("UNLINK", name) for name in unwritable]
+        if announce:
+            commands.append(self._announcement({"keys": announce}))
+        if not commands:
+            return 0
+        answers = yield commands
+        refused = [name for name, answer in zip(encoded, answers, strict=False) if isinstance(answer, Exception)]
+        stored = len(encoded) - len(refused)
+        self._statistics.stored += stored
+        self._statistics.bytes_written += sum(len(data) for name, data in encoded.items() if name not in refused)
+        if refused:
+            self._statistics.refused += len(refused)
+            self._note(answers[list(encoded).index(refused[0])])
+            yield [("UNLINK", name) for name in refused]
+        return stored
+
+    def plan_remove(self, names: list[str], tags: Iterable[str], announcement: Mapping[str, Any]) -> Plan:
+        """Remove by name and by tag, and tell the other processes."""
+        lifetime_ms = round(1000 * 2 * self.ttl_s)
+        commands: list[Command] = [("UNLINK", name) for name in names]
+        commands += [
+            ("SET", self._tag_key(tag), secrets.token_hex(8), *(() if tag == ALL else ("PX", lifetime_ms))) for tag in tags
+        ]
+        commands.append(self._announcement(announcement))
+        answers = yield commands
+        # Redis may have no memory for a new token; then the old one goes, which invalidates as well.
+        again = [tag for tag, answer in zip(tags, answers[len(names) :], strict=False) if isinstance(answer, Exception)]
+        if again:
+            yield [("UNLINK", self._tag_key(tag)) for tag in again]
+        return None
+
+    def plan_scan(self, pattern: str, announcement: Mapping[str, Any]) -> Plan:
+        """Remove by a pattern of the name: walks all keys of the store, 1,000 at a time."""
+        cursor: Any = 0
+        while True:
+            (answer,) = yield [("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)]
+            if isinstance(answer, Exception):
+                raise Unavailable(str(answer))
+            cursor, names = answer
+            if names:
+                yield [("UNLINK", name) for name in names]
+            if int(cursor) == 0:
+                break
+        yield [self._announcement(announcement)]
+        return None
+
+    def pattern_of(self, *, prefix: str | None = None, pattern: str | None = None) -> str:
+        """A shell pattern of text keys, as Redis has it."""
+        special = {"\\": "\\\\", "*": "\\*", "?": "\\?", "[": "\\[", "]": "\\]"}
+        begins = "".join(special.get(letter, letter) for letter in self._prefix)
+        if prefix is not None:
+            return begins + "s:" + "".join(special.get(letter, letter) for letter in prefix) + "*"
+        return f"{begins}s:{pattern}"
+
+    def plan_lock(self, name: str, token: str) -> Plan:
+        """Whether this process may load the key."""
+        (answer,) = yield [("SET", f"{name}:lock", token, "NX", "PX", max(1, round(1000 * self.lock_s)))]
+        return isinstance(answer, Exception) or answer is not None  # no memory for a lock: load
+
+    def plan_unlock(self, name: str, token: str) -> Plan:
+        """Let others load it."""
+        yield [("EVAL", UNLOCK, 1, f"{name}:lock", token)]
+        return None
+
+    def _announcement(self, what: Mapping[str, Any]) -> Command:
+        return ("PUBLISH", self.channel, json.dumps({"from": self.origin, **what}))
+
+    # --- running plans
+
+    def run(
+        self, plan: Plan, default: Any = None, *, keys: Iterable[str] = (), tags: Iterable[str] = (), patient: bool = False
+    ) -> Any:
+        """Run a plan with a blocking client; *default* if Redis is away or too slow.
+
+        Args:
+            keys, tags: what is removed, or changed, by the plan: remembered if it cannot be run.
+            patient: takes as long as it takes, in calls of at most *timeout_s* (a scan).
+        """
+        deadline_s = None if patient else time.monotonic() + self.timeout_s
+        try:
+            if self._pending and not self._allowed_to_flush():
+                raise Unavailable("given up")
+            if self._pending:
+                self._execute_pending()
+            commands = next(plan)
+            while True:
+                commands = plan.send(self._execute(commands, deadline_s))
+        except StopIteration as ended:
+            return ended.value
+        except Unavailable:
+            self._remember(keys, tags)
+            return default
+
+    async def arun(
+        self, plan: Plan, default: Any = None, *, keys: Iterable[str] = (), tags: Iterable[str] = (), patient: bool = False
+    ) -> Any:
+        """As `run`, in a coroutine."""
+        deadline_s = None if patient else time.monotonic() + self.timeout_s
+        try:
+            if self._pending:
+                pending = self._take_pending()
+                await self._aexecute(self._removals(pending), None, pending)
+            commands = next(plan)
+            while True:
+                commands = plan.send(await self._aexecute(commands, deadline_s))
+        except StopIteration as ended:
+            return ended.value
+        except Unavailable:
+            self._remember(keys, tags)
+            return default
+
+    def _allowed_to_flush(self) -> bool:
+        return self._breaker.state(time.monotonic()) != "open"
+
+    def _execute_pending(self) -> None:
+        pending = self._take_pending()
+        try:
+            self._execute(self._removals(pending), None)
+        except Unavailable:
+            self._remember(pending.keys, pending.tags)
+            raise
+
+    def _take_pending(self) -> _Pending:
+        with self._lock:
+            pending, self._pending = self._pending, _Pending()
+        return pending
+
+    def _removals(self, pending: _Pending) -> list[Command]:
+        plan = self.plan_remove(list(pending.keys), list(pending.tags), {"away": True})
+        return next(plan)
+
+    def _remember(self, keys: Iterable[str], tags: Iterable[str]) -> None:
+        with self._lock:
+            self._pending.add(keys, tags)
+
+    def _before(self, deadline_s: float | None) -> None:
+        now_s = time.monotonic()
+        # What is left must hold a whole call of the client, or the sum may exceed what was asked for.
+        if deadline_s is not None and deadline_s - now_s < self.timeout_s / 3:
+            raise Unavailable("no time left")
+        if not self._breaker.allows(now_s):
+            self._statistics.skipped += 1
+            raise Unavailable("given up")
+
+    def _failed(self, error: Exception) -> None:
+        self._statistics.failures += 1
+        self._note(error)
+        if self._breaker.failed(time.monotonic()):
+            log.warning("cache store %s does not answer (%s); going on in memory alone", self._prefix, error)
+
+    def _answered(self) -> None:
+        if self._breaker.succeeded():
+            log.warning("cache store %s is back", self._prefix)
+
+    def _note(self, error: object) -> None:
+        self._statistics.last_error = f"{type(error).__name__}: {error}"[:300]
+
+    def _execute(self, commands: list[Command], deadline_s: float | None) -> list[Any]:
+        self._before(deadline_s)
+        try:
+            pipe = self._blocking().pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            answers = list(pipe.execute(raise_on_error=False))
+        except Exception as error:  # redis-py's, the socket's, TLS's: whatever it is, there is no answer
+            self._failed(error)
+            raise Unavailable(str(error)) from None
+        self._look(answers)
+        return answers
+
+    async def _aexecute(self, commands: list[Command], deadline_s: float | None, pending: _Pending | None = None) -> list[Any]:
+        try:
+            self._before(deadline_s)
+            try:
+                pipe = self._asynchronous().pipeline(transaction=False)
+                for command in commands:
+                    pipe.execute_command(*command)
+                answers = list(await asyncio.wait_for(pipe.execute(raise_on_error=False), self.timeout_s))
+            except Exception as error:
+                self._failed(error)
+                raise Unavailable(str(error)) from None
+        except BaseException:
+            if pending is not None:
+                self._remember(pending.keys, pending.tags)
+            raise
+        self._look(answers)
+        return answers
+
+    def _look(self, answers: list[Any]) -> None:
+        """Errors that Redis answers with are answers, but for those that say it cannot work now."""
+        problem = next((one for one in answers if isinstance(one, Exception) and _is_away(one)), None)
+        if problem is not None:
+            self._failed(problem)
+            raise Unavailable(str(problem))
+        self._answered()
+
+    # --- clients
+
+    def _blocking(self) -> Any:
+        if self._given is not None:
+            return self._given
+        if self._client is None or self._pid != os.getpid():
+            redis = _redis()
+            kind = redis.RedisCluster if self._cluster else redis.Redis
+            self._client = kind.from_url(self._url, **self._options(redis.retry.Retry, redis.backoff.NoBackoff))
+            self._pid = os.getpid()
+        return self._client
+
+    def _asynchronous(self) -> Any:
+        if self._given_async is not None:
+            return self._given_async
+        loop = asyncio.get_running_loop()
+        client = self._by_loop.get(loop)
+        if client is None:
+            redis = _redis()
+            kind = redis.asyncio.RedisCluster if self._cluster else redis.asyncio.Redis
+            client = kind.from_url(self._url, **self._options(redis.asyncio.retry.Retry, redis.backoff.NoBackoff))
+            self._by_loop[loop] = client
+        return client
+
+    def _options(self, retry: Any, backoff: Any) -> dict[str, Any]:
+        # A call of ours is up to three of the client's.  redis-py by itself tries for 4 s (measured).
+        call_s = self.timeout_s / 3
+        return {
+            "socket_timeout": call_s,
+            "socket_connect_timeout": call_s,
+            "retry": retry(backoff(), 0),
+            "health_check_interval": 0,
+            "decode_responses": False,
+        }
+
+    def subscriber(self) -> Any:
+        """A subscription to the removals of others, with a client of its own that waits."""
+        client = self._given
+        if client is None:
+            redis = _redis()
+            options = self._options(redis.retry.Retry, redis.backoff.NoBackoff) | {"socket_timeout": None}
+            client = redis.Redis.from_url(self._url, **options)
+        return client.pubsub(ignore_subscribe_messages=True)
+
+    def statistics(self) -> TierStatistics:
+        """What it did so far."""
+        self._statistics.state = self._breaker.state(time.monotonic())
+        self._statistics.pending = len(self._pending)
+        return self._statistics
+
+    def close(self) -> None:
+        """Close the blocking client.  That of an event loop is closed with its loop's `aclose`."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def aclose(self) -> None:
+        """Close the client of this event loop."""
+        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+
+def _redis() -> Any:
+    try:
+        import redis
+        import redis.asyncio
+        import redis.asyncio.retry
+        import redis.backoff
+        import redis.retry
+    except ImportError:
+        raise ImportError("the Redis tier needs redis-py: pip install 'memwatch[redis]'") from None
+    return redis
+
+
+def _is_away(error: Exception) -> bool:
+    return str(error).startswith(("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN"))
+
+
+def _text(answer: Any) -> str | None:
+    return answer.decode("ascii", "replace") if isinstance(answer, bytes) else None
+
+
+def _plain(key: Any) -> Any:
+    """A key of text, numbers and tuples of them, as JSON has it; 1, 1.0 and True are one key in Python."""
+    if isinstance(key, tuple):
+        return [_plain(item) for item in key]
+    if isinstance(key, bool):
+        return int(key)
+    if isinstance(key, float) and key.is_integer():
+        return int(key)
+    if key is None or isinstance(key, int | float | str):
+        return key
+    raise TypeError(f"a key of type {type(key).__name__} has no text that every process agrees on")
