@@ -52,6 +52,7 @@ HOMES = {
     "rich": "memwatch.cli",
     "memray": "memwatch.gate.peaks",
     "redis": "memwatch.caches.redis_tier",
+    "compression": "memwatch.caches.codec",  # of the standard library from 3.14 on
     "msgpack": "memwatch.caches.codec",
     "zstandard": "memwatch.caches.codec",
     "pytest": "pytest_memwatch",

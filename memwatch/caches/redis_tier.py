@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memwatch.caches.breaker import Breaker
-from memwatch.caches.codec import USUAL, Codec, Compress, ForeignError, Serializer
+from memwatch.caches.codec import USUAL, Codec, Compress, Decoded, ForeignError, Serializer
 
 log = logging.getLogger("memwatch.caches")
 
@@ -36,6 +36,13 @@ MOST_PENDING = 1000
 LONGEST_KEY = 200
 """Longer keys are hashed."""
 UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+STORE_IF_LOCKED = """
+if redis.call('get', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 
 
 class Found(NamedTuple):
@@ -79,6 +86,28 @@ class TierStatistics:
 
 class Unavailable(Exception):
     """Redis was not asked, or did not answer; stays inside this module."""
+
+
+class Budget:
+    """Time that the plans of one call may take together.
+
+    Args:
+        whole_s: in all; None for as long as it takes.
+    """
+
+    def __init__(self, whole_s: float | None) -> None:
+        self._left_s = float("inf") if whole_s is None else whole_s
+        self._began_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self._left_s -= time.monotonic() - self._began_s
+
+    def left_s(self) -> float:
+        """Seconds that are left; asked while a plan runs."""
+        return self._left_s - (time.monotonic() - self._began_s)
 
 
 @dataclass(slots=True)
@@ -177,6 +206,15 @@ class RedisTier:
             text = f"h:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
         return f"{self._prefix}{text}"
 
+    def key_of(self, name: str) -> Any:
+        """The key of a name; None for one that was hashed, and for the name of another version."""
+        text = name.removeprefix(self._prefix)
+        if text == name:
+            return None
+        if text.startswith("s:"):
+            return text[2:]
+        return _frozen(json.loads(text[2:])) if text.startswith("j:") else None
+
     def _tag_key(self, tag: str) -> str:
         return f"{self._prefix}t:{tag}"
 
@@ -188,7 +226,8 @@ class RedisTier:
         for name in names:
             commands += [("GET", name), ("PTTL", name)]
         answers = yield commands
-        every, found, tags = _text(answers[0]), {}, set()
+        every, found = _text(answers[0]), dict[str, tuple[Decoded, int]]()
+        tags: set[str] = set()
         for index, name in enumerate(names):
             data, left_ms = answers[1 + 2 * index], answers[2 + 2 * index]
             if not isinstance(data, bytes):
@@ -218,12 +257,14 @@ class RedisTier:
         self._statistics.misses += len(names) - len(result)
         return result
 
-    def plan_set(self, items: Mapping[str, Any], ttl_s: float | None, tags: Iterable[str], announce: list[Any] | None) -> Plan:
-        """Store values by name; returns how many were."""
-        lifetime_ms = max(1, round(1000 * (self.ttl_s if ttl_s is None else ttl_s)))
+    def plan_tokens(self, tags: Iterable[str], ttl_s: float | None) -> Plan:
+        """The tokens of these tags as they are now, made where there are none; None if Redis has no memory for them.
+
+        What is stored with tokens that were read before it was loaded is not found if a tag was invalidated meanwhile.
+        """
         wanted = [ALL, *sorted(set(tags))]
         # A tag outlives what is stored with it; one that is lost all the same (evicted) invalidates.
-        outlives_ms = 2 * max(lifetime_ms, round(1000 * self.ttl_s))
+        outlives_ms = 2 * max(self._lifetime_ms(ttl_s), self._lifetime_ms(None))
         commands: list[Command] = []
         for tag in wanted:
             commands.append(("SET", self._tag_key(tag), secrets.token_hex(8), "NX"))
@@ -233,46 +274,75 @@ class RedisTier:
         found = dict(zip(wanted, map(_text, answers[2::3]), strict=True))
         tokens = {tag: token for tag, token in found.items() if token is not None}
         if len(tokens) < len(wanted):
-            self._statistics.refused += 1  # no memory for the tag: what is stored could never be invalidated
-            return 0
-        encoded: dict[str, bytes] = {}
-        unwritable: list[str] = []
-        for name, value in items.items():
-            try:
-                encoded[name] = self.codec.encode(value, tokens)
-            except Exception as error:  # the serializer's: any
-                self._statistics.unserialisable += 1
-                self._note(error)
-                unwritable.append(name)
-        # What cannot be written is removed: what was there before is out of date.
-        commands = [("SET", name, data, "PX", lifetime_ms) for name, data in encoded.items()]
-        commands += [("UNLINK", name) for name in unwritable]
-        if announce:
-            commands.append(self._announcement({"keys": announce}))
-        if not commands:
-            return 0
+            self._statistics.refused += 1  # what is stored without a token could never be invalidated
+            self._note(next((answer for answer in answers if isinstance(answer, Exception)), "a tag was lost"))
+            return None
+        return tokens
+
+    def _lifetime_ms(self, ttl_s: float | None) -> int:
+        return max(1, round(1000 * (self.ttl_s if ttl_s is None else ttl_s)))
+
+    def plan_set(self, items: Mapping[str, Any], ttl_s: float | None, tags: Iterable[str], announce: list[str]) -> Plan:
+        """Store values by name, and tell the other processes; returns how many were stored.  A load under way elsewhere is void."""
+        tokens = yield from self.plan_tokens(tags, ttl_s)
+        encoded = {} if tokens is None else self._encoded(items, tokens)
+        # What cannot be stored is removed: what was there before is out of date.
+        commands: list[Command] = [("SET", name, data, "PX", self._lifetime_ms(ttl_s)) for name, data in encoded.items()]
+        commands += [("UNLINK", name) for name in items if name not in encoded]
+        commands += [("UNLINK", _lock_of(name)) for name in items]
+        commands.append(self._announcement({"keys": announce}))
         answers = yield commands
         refused = [name for name, answer in zip(encoded, answers, strict=False) if isinstance(answer, Exception)]
-        stored = len(encoded) - len(refused)
-        self._statistics.stored += stored
-        self._statistics.bytes_written += sum(len(data) for name, data in encoded.items() if name not in refused)
+        self._count_stored({name: data for name, data in encoded.items() if name not in refused})
         if refused:
             self._statistics.refused += len(refused)
             self._note(answers[list(encoded).index(refused[0])])
             yield [("UNLINK", name) for name in refused]
-        return stored
+        return len(encoded) - len(refused)
+
+    def plan_store_loaded(self, name: str, value: Any, ttl_s: float | None, tokens: Mapping[str, str], lock: str | None) -> Plan:
+        """Store what was loaded, if the lock is still this process's: a removal or another's `set` takes it away."""
+        encoded = self._encoded({name: value}, tokens)
+        if not encoded:
+            return 0
+        lifetime_ms = self._lifetime_ms(ttl_s)
+        if lock is None:
+            (answer,) = yield [("SET", name, encoded[name], "PX", lifetime_ms)]
+        else:
+            (answer,) = yield [("EVAL", STORE_IF_LOCKED, 2, name, _lock_of(name), lock, encoded[name], lifetime_ms)]
+        if isinstance(answer, Exception):
+            self._statistics.refused += 1
+            self._note(answer)
+        elif answer:
+            self._count_stored(encoded)
+        return int(not isinstance(answer, Exception) and bool(answer))
+
+    def _encoded(self, items: Mapping[str, Any], tokens: Mapping[str, str]) -> dict[str, bytes]:
+        encoded = {}
+        for name, value in items.items():
+            try:
+                encoded[name] = self.codec.encode(value, dict(tokens))
+            except Exception as error:  # the serializer's: any
+                self._statistics.unserialisable += 1
+                self._note(error)
+        return encoded
+
+    def _count_stored(self, encoded: Mapping[str, bytes]) -> None:
+        self._statistics.stored += len(encoded)
+        self._statistics.bytes_written += sum(map(len, encoded.values()))
 
     def plan_remove(self, names: list[str], tags: Iterable[str], announcement: Mapping[str, Any]) -> Plan:
         """Remove by name and by tag, and tell the other processes."""
         lifetime_ms = round(1000 * 2 * self.ttl_s)
         commands: list[Command] = [("UNLINK", name) for name in names]
+        commands += [("UNLINK", _lock_of(name)) for name in names]
         commands += [
             ("SET", self._tag_key(tag), secrets.token_hex(8), *(() if tag == ALL else ("PX", lifetime_ms))) for tag in tags
         ]
         commands.append(self._announcement(announcement))
         answers = yield commands
         # Redis may have no memory for a new token; then the old one goes, which invalidates as well.
-        again = [tag for tag, answer in zip(tags, answers[len(names) :], strict=False) if isinstance(answer, Exception)]
+        again = [tag for tag, answer in zip(tags, answers[2 * len(names) :], strict=False) if isinstance(answer, Exception)]
         if again:
             yield [("UNLINK", self._tag_key(tag)) for tag in again]
         return None
@@ -302,12 +372,12 @@ class RedisTier:
 
     def plan_lock(self, name: str, token: str) -> Plan:
         """Whether this process may load the key."""
-        (answer,) = yield [("SET", f"{name}:lock", token, "NX", "PX", max(1, round(1000 * self.lock_s)))]
+        (answer,) = yield [("SET", _lock_of(name), token, "NX", "PX", max(1, round(1000 * self.lock_s)))]
         return isinstance(answer, Exception) or answer is not None  # no memory for a lock: load
 
     def plan_unlock(self, name: str, token: str) -> Plan:
         """Let others load it."""
-        yield [("EVAL", UNLOCK, 1, f"{name}:lock", token)]
+        yield [("EVAL", UNLOCK, 1, _lock_of(name), token)]
         return None
 
     def _announcement(self, what: Mapping[str, Any]) -> Command:
@@ -316,23 +386,30 @@ class RedisTier:
     # --- running plans
 
     def run(
-        self, plan: Plan, default: Any = None, *, keys: Iterable[str] = (), tags: Iterable[str] = (), patient: bool = False
+        self,
+        plan: Plan,
+        default: Any = None,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        budget: Budget | None = None,
+        patient: bool = False,
     ) -> Any:
         """Run a plan with a blocking client; *default* if Redis is away or too slow.
 
         Args:
             keys, tags: what is removed, or changed, by the plan: remembered if it cannot be run.
+            budget: what several plans of one call may take together.
             patient: takes as long as it takes, in calls of at most *timeout_s* (a scan).
         """
-        deadline_s = None if patient else time.monotonic() + self.timeout_s
+        budget = budget or Budget(None if patient else self.timeout_s)
         try:
-            if self._pending and not self._allowed_to_flush():
-                raise Unavailable("given up")
-            if self._pending:
-                self._execute_pending()
-            commands = next(plan)
-            while True:
-                commands = plan.send(self._execute(commands, deadline_s))
+            with budget:
+                if self._pending:
+                    self._execute_pending(budget)
+                commands = next(plan)
+                while True:
+                    commands = plan.send(self._execute(commands, budget))
         except StopIteration as ended:
             return ended.value
         except Unavailable:
@@ -340,30 +417,35 @@ class RedisTier:
             return default
 
     async def arun(
-        self, plan: Plan, default: Any = None, *, keys: Iterable[str] = (), tags: Iterable[str] = (), patient: bool = False
+        self,
+        plan: Plan,
+        default: Any = None,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        budget: Budget | None = None,
+        patient: bool = False,
     ) -> Any:
         """As `run`, in a coroutine."""
-        deadline_s = None if patient else time.monotonic() + self.timeout_s
+        budget = budget or Budget(None if patient else self.timeout_s)
         try:
-            if self._pending:
-                pending = self._take_pending()
-                await self._aexecute(self._removals(pending), None, pending)
-            commands = next(plan)
-            while True:
-                commands = plan.send(await self._aexecute(commands, deadline_s))
+            with budget:
+                if self._pending:
+                    pending = self._take_pending()
+                    await self._aexecute(self._removals(pending), budget, pending)
+                commands = next(plan)
+                while True:
+                    commands = plan.send(await self._aexecute(commands, budget))
         except StopIteration as ended:
             return ended.value
         except Unavailable:
             self._remember(keys, tags)
             return default
 
-    def _allowed_to_flush(self) -> bool:
-        return self._breaker.state(time.monotonic()) != "open"
-
-    def _execute_pending(self) -> None:
+    def _execute_pending(self, budget: Budget) -> None:
         pending = self._take_pending()
         try:
-            self._execute(self._removals(pending), None)
+            self._execute(self._removals(pending), budget)
         except Unavailable:
             self._remember(pending.keys, pending.tags)
             raise
@@ -381,12 +463,11 @@ class RedisTier:
         with self._lock:
             self._pending.add(keys, tags)
 
-    def _before(self, deadline_s: float | None) -> None:
-        now_s = time.monotonic()
+    def _before(self, budget: Budget) -> None:
         # What is left must hold a whole call of the client, or the sum may exceed what was asked for.
-        if deadline_s is not None and deadline_s - now_s < self.timeout_s / 3:
+        if budget.left_s() < self.timeout_s / 3:
             raise Unavailable("no time left")
-        if not self._breaker.allows(now_s):
+        if not self._breaker.allows(time.monotonic()):
             self._statistics.skipped += 1
             raise Unavailable("given up")
 
@@ -403,8 +484,8 @@ class RedisTier:
     def _note(self, error: object) -> None:
         self._statistics.last_error = f"{type(error).__name__}: {error}"[:300]
 
-    def _execute(self, commands: list[Command], deadline_s: float | None) -> list[Any]:
-        self._before(deadline_s)
+    def _execute(self, commands: list[Command], budget: Budget) -> list[Any]:
+        self._before(budget)
         try:
             pipe = self._blocking().pipeline(transaction=False)
             for command in commands:
@@ -416,9 +497,9 @@ class RedisTier:
         self._look(answers)
         return answers
 
-    async def _aexecute(self, commands: list[Command], deadline_s: float | None, pending: _Pending | None = None) -> list[Any]:
+    async def _aexecute(self, commands: list[Command], budget: Budget, pending: _Pending | None = None) -> list[Any]:
         try:
-            self._before(deadline_s)
+            self._before(budget)
             try:
                 pipe = self._asynchronous().pipeline(transaction=False)
                 for command in commands:
@@ -521,8 +602,17 @@ def _is_away(error: Exception) -> bool:
     return str(error).startswith(("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN"))
 
 
+def _lock_of(name: str) -> str:
+    """In braces: in a cluster it lies where its key does."""
+    return f"{{{name}}}:lock"
+
+
 def _text(answer: Any) -> str | None:
     return answer.decode("ascii", "replace") if isinstance(answer, bytes) else None
+
+
+def _frozen(key: Any) -> Any:
+    return tuple(_frozen(item) for item in key) if isinstance(key, list) else key
 
 
 def _plain(key: Any) -> Any:

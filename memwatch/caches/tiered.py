@@ -1,7 +1,7 @@
 """A cache in memory with a store below it: memory first, then the store, then the load.
 
-Law: what the store does wrong costs hits, never an answer.  A removal reaches the memory of every process that is connected; one that
-was not connected for a while empties its memory when it is again.
+Law: what the store does wrong costs hits, never an answer.  A removal reaches the memory of every process that is connected; one
+    that was not connected for a while empties its memory when it is again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Generic
 
 from memwatch.caches.cache import Cache
 from memwatch.caches.engine import DEFAULT, GONE, K, V
-from memwatch.caches.redis_tier import ALL, Found, RedisTier
+from memwatch.caches.redis_tier import ALL, Budget, Found, RedisTier
 
 log = logging.getLogger("memwatch.caches")
 
@@ -38,7 +38,7 @@ class TieredCache(Generic[K, V]):
         listen: whether removals by other processes are heard, on a thread of its own.  Without it a value may be served from memory
             until its time to live is over.
 
-    Reads and writes take at most the tier's *timeout_s* longer than in memory, and raise what a `Cache` raises.
+    A call takes at most the tier's *timeout_s* longer than in memory, and raises what a `Cache` raises.
     """
 
     def __init__(self, cache: Cache[K, V], tier: RedisTier, *, listen: bool = True) -> None:
@@ -141,10 +141,15 @@ class TieredCache(Generic[K, V]):
                 names[name] = value
         return names
 
-    def _plan_set(self, names: Mapping[str, Any], ttl: Any, tags: Iterable[str], announce: list[str] | None) -> Any:
+    def _plan_set(self, names: Mapping[str, Any], ttl: Any, tags: Iterable[str], announce: list[str]) -> Any:
+        return self.tier.plan_set(names, self._lifetime(ttl), tags, announce)
+
+    def _plan_store(self, name: str, value: Any, ttl: Any, tokens: Mapping[str, str], lock: str) -> Any:
+        return self.tier.plan_store_loaded(name, value, self._lifetime(ttl), tokens, lock if self.tier.lock_s else None)
+
+    def _lifetime(self, ttl: Any) -> float | None:
         own = self.cache.ttl
-        lifetime = ttl if ttl is not None else own if isinstance(own, int | float) else None
-        return self.tier.plan_set(names, lifetime, tags, announce)
+        return float(ttl) if ttl is not None else float(own) if isinstance(own, int | float) else None
 
     def delete(self, key: K) -> None:
         """Remove a key everywhere."""
@@ -218,42 +223,46 @@ class TieredCache(Generic[K, V]):
         lifetime = _Lifetime(self.cache.ttl if ttl is None else ttl)
 
         def through() -> V:
-            found = self._from_store(name, lifetime)
+            budget = Budget(self.tier.timeout_s)
+            found = self._from_store(name, lifetime, budget)
             if found is not GONE:
                 return found  # type: ignore[no-any-return]
             token = secrets.token_hex(8)
-            locked = self._lock(name, token)
+            locked = self._lock(name, token, budget)
             try:
                 if not locked:
-                    found = self._wait_for_another(name, token, lifetime)
+                    found, locked = self._wait_for_another(name, token, lifetime)
                     if found is not GONE:
                         return found  # type: ignore[no-any-return]
+                tokens = self.tier.run(self.tier.plan_tokens(tags, self._lifetime(ttl)), budget=budget)
                 value = load()
-                self.tier.run(self._plan_set({name: value}, ttl, tags, None))
+                if tokens is not None:
+                    self.tier.run(self._plan_store(name, value, ttl, tokens, token), budget=budget)
                 return value
             finally:
-                if self.tier.lock_s:
-                    self.tier.run(self.tier.plan_unlock(name, token))
+                if locked and self.tier.lock_s:
+                    self.tier.run(self.tier.plan_unlock(name, token), budget=budget)
 
         return self.cache.get_or_set(key, through, ttl=lifetime, tags=tags)
 
-    def _from_store(self, name: str, lifetime: _Lifetime) -> Any:
-        found = self.tier.run(self.tier.plan_get([name]), {}).get(name)
+    def _from_store(self, name: str, lifetime: _Lifetime, budget: Budget | None = None) -> Any:
+        found = self.tier.run(self.tier.plan_get([name]), {}, budget=budget).get(name)
         return GONE if found is None else lifetime.take(found)
 
-    def _lock(self, name: str, token: str) -> bool:
-        return not self.tier.lock_s or bool(self.tier.run(self.tier.plan_lock(name, token), True))
+    def _lock(self, name: str, token: str, budget: Budget | None = None) -> bool:
+        return not self.tier.lock_s or bool(self.tier.run(self.tier.plan_lock(name, token), True, budget=budget))
 
-    def _wait_for_another(self, name: str, token: str, lifetime: _Lifetime) -> Any:
+    def _wait_for_another(self, name: str, token: str, lifetime: _Lifetime) -> tuple[Any, bool]:
+        """What another process has loaded, and whether this one may load now."""
         until_s = time.monotonic() + self.tier.lock_s
         while time.monotonic() < until_s:
             time.sleep(POLL_S)
             found = self._from_store(name, lifetime)
             if found is not GONE:
-                return found
+                return found, False
             if self._lock(name, token):
-                break  # the other one failed, or the store is gone
-        return GONE
+                return GONE, True  # the other one failed, or the store is gone
+        return GONE, False
 
     async def aget_or_set(
         self, key: K, load: Callable[[], Awaitable[V]], *, ttl: float | None = None, tags: Iterable[str] = ()
@@ -266,19 +275,20 @@ class TieredCache(Generic[K, V]):
         lifetime = _Lifetime(self.cache.ttl if ttl is None else ttl)
         tier = self.tier
 
-        async def from_store() -> Any:
-            found = (await tier.arun(tier.plan_get([name]), {})).get(name)
+        async def from_store(budget: Budget | None = None) -> Any:
+            found = (await tier.arun(tier.plan_get([name]), {}, budget=budget)).get(name)
             return GONE if found is None else lifetime.take(found)
 
-        async def lock(token: str) -> bool:
-            return not tier.lock_s or bool(await tier.arun(tier.plan_lock(name, token), True))
+        async def lock(token: str, budget: Budget | None = None) -> bool:
+            return not tier.lock_s or bool(await tier.arun(tier.plan_lock(name, token), True, budget=budget))
 
         async def through() -> V:
-            found = await from_store()
+            budget = Budget(tier.timeout_s)
+            found = await from_store(budget)
             if found is not GONE:
                 return found  # type: ignore[no-any-return]
             token = secrets.token_hex(8)
-            locked = await lock(token)
+            locked = await lock(token, budget)
             try:
                 until_s = time.monotonic() + tier.lock_s
                 while not locked and time.monotonic() < until_s:
@@ -287,12 +297,14 @@ class TieredCache(Generic[K, V]):
                     if found is not GONE:
                         return found  # type: ignore[no-any-return]
                     locked = await lock(token)
+                tokens = await tier.arun(tier.plan_tokens(tags, self._lifetime(ttl)), budget=budget)
                 value = await load()
-                await tier.arun(self._plan_set({name: value}, ttl, tags, None))
+                if tokens is not None:
+                    await tier.arun(self._plan_store(name, value, ttl, tokens, token), budget=budget)
                 return value
             finally:
-                if tier.lock_s:
-                    await tier.arun(tier.plan_unlock(name, token))
+                if locked and tier.lock_s:
+                    await tier.arun(tier.plan_unlock(name, token), budget=budget)
 
         return await self.cache.aget_or_set(key, through, ttl=lifetime, tags=tags)
 
@@ -391,7 +403,10 @@ class _Listener:
             if what.get("pattern") is not None:
                 cache.invalidate(pattern=str(what["pattern"]))
             if what.get("keys"):
-                names = set(what["keys"])
-                cache.delete_many([key for key in cache if self._tier.name_of(key) in names])
+                keys = {name: self._tier.key_of(name) for name in what["keys"]}
+                cache.delete_many([key for key in keys.values() if key is not None])
+                hashed = {name for name, key in keys.items() if key is None}
+                if hashed:
+                    cache.delete_many([key for key in cache if self._tier.name_of(key) in hashed])
         except (ValueError, TypeError, AttributeError) as error:
             log.debug("cache store: a message that is none of ours: %s", error)

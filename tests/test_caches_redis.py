@@ -1,0 +1,427 @@
+"""The tier below memory against a real Redis that is stopped, frozen, filled, restarted and lied to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memwatch.caches import Breaker, Compress, LRUCache, RedisTier, TieredCache
+from memwatch.caches.codec import Codec, ForeignError
+
+redis = pytest.importorskip("redis")
+SERVER = shutil.which("redis-server")
+if SERVER is None and not os.environ.get("CI"):
+    pytest.skip("elsewhere: redis-server is not installed", allow_module_level=True)
+
+
+class Server:
+    """A redis-server on a free loopback port, and what may become of it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._folder = folder
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port)
+        self.start()
+
+    def start(self) -> None:
+        command = [str(SERVER), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(500):
+            try:
+                self.client.ping()
+                return
+            except redis.RedisError:
+                time.sleep(0.02)  # it tells nobody when it is ready
+        raise AssertionError("redis-server does not answer")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path)
+    yield started
+    started.thaw()
+    started.stop()
+    started.client.close()
+
+
+@pytest.fixture
+def make(server: Server) -> Iterator[Callable[..., TieredCache[Any, Any]]]:
+    """Tiered caches on that server, each as another process would have it."""
+    made: list[TieredCache[Any, Any]] = []
+
+    def one(*, ttl: float | None = 60, listen: bool = False, **more: Any) -> TieredCache[Any, Any]:
+        settings = {"timeout_s": 1.0, "breaker": Breaker(3, 0.2, 0.5)} | more
+        cache = TieredCache[Any, Any](LRUCache(100, ttl=ttl), RedisTier(server.url, **settings), listen=listen)
+        made.append(cache)
+        return cache
+
+    yield one
+    for cache in made:
+        cache.close()
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    until_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until_s, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_what_one_process_stores_another_finds_with_what_is_left_of_its_time(make: Any) -> None:
+    one, other = make(), make(ttl=None)
+    assert one.set("k", {"a": [1, 2.5, None, "ü"]}, ttl=30)
+    assert other["k"] == {"a": [1, 2.5, None, "ü"]}
+    assert other.cache.stats().entries == 1 and other.get("k") == one.get("k")
+    expires = other.cache._entries["k"].expires - time.monotonic()
+    assert 25 < expires <= 30
+    assert other.stats()["store"]["hits"] == 1  # the second read was from memory
+    assert other.get("absent", "default") == "default"
+    with pytest.raises(KeyError):
+        other["absent"]
+
+
+def test_keys_of_many_kinds_are_one_key_in_every_process(make: Any, server: Server) -> None:
+    one, other = make(), make()
+    keys: list[Any] = ["text", 7, ("user", 7, None, 2.5), "x" * 5000, "with:colon*and[glob]", ("nested", ("a", 1))]
+    assert one.set_many({key: index for index, key in enumerate(keys)}) == len(keys)
+    assert other.get_many([*keys, "absent"]) == {key: index for index, key in enumerate(keys)}
+    assert max(len(name) for name in server.client.keys("*")) < 300
+    assert 7 in one.cache and other.get(7.0) == 1 and other.get("7") is None
+    unshareable = frozenset({1})
+    one[unshareable] = "here only"
+    assert one[unshareable] == "here only" and other.get(unshareable) is None
+
+
+def test_pickle_is_never_read_unless_asked_for_and_each_serializer_gives_back_what_it_got(make: Any, server: Server) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, ("pwned",))
+
+    values = {"json": [1, {"a": None}], "msgpack": [1, b"bytes", {"a": 1}], "pickle": {(1, 2): {3}}}
+    for name, value in values.items():
+        cache, other = (make(serializer=name, namespace=name) for _ in range(2))
+        cache.set("k", value)
+        assert other["k"] == value
+    evil = make(serializer="pickle", namespace="json")
+    evil.set("k", Bomb())
+    victim = make(serializer="json", namespace="json")
+    assert victim.get("k") is None and not Path("pwned").exists()
+    assert victim.stats()["store"]["foreign"] == 1
+
+    json_only = make(namespace="j")
+    json_only.set("k", "first")
+    assert json_only.set("k", (1, 2)) is False and json_only["k"] == (1, 2)  # a tuple would come back a list
+    assert make(namespace="j").get("k") is None and json_only.stats()["store"]["unserialisable"] == 1
+
+
+def test_large_values_are_compressed_where_that_helps(make: Any, server: Server) -> None:
+    plain, packed = make(compress=None, namespace="plain"), make(compress=Compress(min_bytes=1000), namespace="packed")
+    text, noise = "the same words again and again " * 500, os.urandom(3000).hex()
+    for cache in (plain, packed):
+        cache.set("text", text)
+        cache.set("noise", noise)
+    size = {name.decode(): server.client.strlen(name) for name in server.client.keys("*s:*")}
+    assert size["packed:1:s:text"] < 0.1 * size["plain:1:s:text"]
+    assert size["packed:1:s:noise"] <= size["plain:1:s:noise"]
+    assert make(compress=None, namespace="packed")["text"] == text
+    for method in ("zlib", "zstd"):
+        codec = Codec("json", Compress(10, 0.9, method))  # type: ignore[arg-type]
+        assert codec.decode(codec.encode(text, {"t": "1"})) == (text, {"t": "1"})
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"mw1", b"mw1j-\x00\x00\xff\xff{}", b"mw1jz\x00\x00\x00\x02{}not zlib", b"mw1p-\x00\x00\x00\x02{}x", b"\x80\x04."]
+)
+def test_bytes_that_are_none_of_ours_are_refused_whatever_they_are(data: bytes) -> None:
+    with pytest.raises(ForeignError):
+        Codec().decode(data)
+
+
+def test_a_foreign_value_under_our_key_is_a_miss_and_is_overwritten(make: Any, server: Server) -> None:
+    cache = make()
+    name = cache.tier.name_of("k")
+    cache.set("other", 1)  # from here on values count
+    server.client.set(name, b"somebody else's")
+    assert cache.get("k") is None
+    server.client.delete(name)
+    server.client.rpush(name, "a list")
+    assert cache.get("k") is None and cache.get_or_set("k", lambda: "mine") == "mine"
+    assert make().get("k") == "mine" and cache.stats()["store"]["foreign"] >= 2
+
+
+@pytest.mark.parametrize("how", ["key", "tag", "prefix", "pattern", "clear", "set"])
+def test_a_removal_reaches_the_memory_of_every_process_and_the_store(make: Any, how: str) -> None:
+    one, other = make(listen=True), make(listen=True)
+    wait_until(lambda: one.tier._blocking().pubsub_numsub(one.tier.channel)[0][1] == 2)
+    one.set("user:1", "old", tags=["users"])
+    one.set("page", "stays" if how != "clear" else "goes")
+    assert other["user:1"] == "old" and other["page"]
+    {
+        "key": lambda: one.delete("user:1"),
+        "tag": lambda: one.invalidate(tag="users"),
+        "prefix": lambda: one.invalidate(prefix="user:"),
+        "pattern": lambda: one.invalidate(pattern="use?:*"),
+        "clear": one.clear,
+        "set": lambda: one.set("user:1", "new"),
+    }[how]()
+    wait_until(lambda: "user:1" not in other.cache)
+    assert other.get("user:1") == make().get("user:1") == ("new" if how == "set" else None)
+    assert other.get("page") == (None if how == "clear" else "stays")
+
+
+@pytest.mark.parametrize("how", ["tag", "delete", "set", "clear"])
+def test_what_was_loaded_before_a_removal_is_not_stored_after_it(make: Any, how: str) -> None:
+    one, other = make(), make()
+    one.set("warm", 1)
+
+    def load() -> str:
+        {
+            "tag": lambda: other.invalidate(tag="t"),
+            "delete": lambda: other.delete("k"),
+            "set": lambda: other.set("k", "current"),
+            "clear": other.clear,
+        }[how]()
+        return "outdated"
+
+    assert one.get_or_set("k", load, tags=["t"]) == "outdated"
+    assert make().get("k") == ("current" if how == "set" else None)
+
+
+def test_a_key_is_loaded_once_among_processes(server: Server, tmp_path: Path) -> None:
+    program = """
+import sys, os, time
+from memwatch.caches import LRUCache, RedisTier, TieredCache
+cache = TieredCache(LRUCache(10, ttl=60), RedisTier(sys.argv[1], timeout_s=5.0, lock_s=10.0), listen=False)
+def load():
+    open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()
+    time.sleep(0.5)
+    return os.getpid()
+print(cache.get_or_set("k", load))
+"""
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, server.url, str(loads)], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    answers = {process.communicate(timeout=60)[0].strip() for process in running}
+    assert len(answers) == 1 and [path.name for path in loads.iterdir()] == list(answers)
+
+
+def test_a_process_that_dies_while_it_loads_keeps_nobody_waiting(make: Any, server: Server) -> None:
+    cache = make(lock_s=0.5)
+    server.client.set("{" + cache.tier.name_of("k") + "}:lock", "the dead one's", px=500)
+    began_s = time.monotonic()
+    assert cache.get_or_set("k", lambda: "mine") == "mine"
+    assert time.monotonic() - began_s < 5
+    assert server.client.exists("{" + cache.tier.name_of("k") + "}:lock") == 0
+
+
+def longest(calls: list[Callable[[], Any]]) -> float:
+    worst = 0.0
+    for call in calls:
+        began_s = time.perf_counter()
+        call()
+        worst = max(worst, time.perf_counter() - began_s)
+    return worst
+
+
+@pytest.mark.parametrize("trouble", ["stopped", "frozen", "full"])
+def test_with_redis_in_trouble_every_call_is_answered_in_time_and_hits_resume_when_it_is_back(
+    server: Server, make: Any, trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make(timeout_s=0.3, lock_s=0.2)
+    cache.set("k", "before", tags=["t"])
+    if trouble == "full":
+        server.client.config_set("maxmemory", "1mb")
+        server.client.config_set("maxmemory-policy", "noeviction")
+    elif trouble == "frozen":
+        server.freeze()
+    else:
+        server.stop()
+    reader = make(timeout_s=0.3, lock_s=0.2)
+    answers: list[Any] = []
+    calls: list[Callable[[], Any]] = []
+    for number in range(20):
+        calls += [
+            lambda number=number: answers.append(reader.get_or_set(number, lambda: number * 10)),  # type: ignore[misc]
+            lambda number=number: reader.get(("absent", number)),  # type: ignore[misc]
+            lambda number=number: reader.set(f"s{number}", number),  # type: ignore[misc]
+            lambda: reader.get_many(["a", "b", "c"]),
+        ]
+    calls += [lambda: reader.delete("k"), lambda: reader.invalidate(tag="t")]
+    assert longest(calls) < 0.3 + 1.0  # a machine under load adds its own; redis-py by itself takes 4 s
+    assert answers == [number * 10 for number in range(20)]
+    store = reader.stats()["store"]
+    if trouble == "full":
+        assert store["refused"] > 0 and store["state"] == "closed" and "OutOfMemory" in store["last_error"]
+        server.client.config_set("maxmemory", "0")
+    else:
+        assert store["failures"] >= 3 and store["skipped"] > 10 and store["pending"] > 0
+        assert "going on in memory alone" in caplog.text
+        server.thaw()
+        if trouble == "stopped":
+            server.start()
+    wait_until(lambda: bool(reader.set("back", 1)), 10)
+    assert make().get("back") == 1
+    if trouble != "full":
+        assert "is back" in caplog.text and reader.stats()["store"]["pending"] == 0
+    assert make().get("k") is None  # it was removed while Redis was away
+
+
+def test_a_service_under_load_loses_no_request_while_redis_is_pulled_away_and_put_back(server: Server, make: Any) -> None:
+    cache = make(timeout_s=0.3, lock_s=0.2, ttl=0.05)
+    stop, failures, slowest = threading.Event(), [], [0.0] * 4
+    served = [0] * 4
+
+    def work(index: int) -> None:
+        number = index
+        while not stop.is_set():
+            number += 1
+            key = number % 50
+            began_s = time.perf_counter()
+            try:
+                if cache.get_or_set(key, lambda key=key: key * 2) != key * 2:  # type: ignore[misc]
+                    failures.append("a wrong answer")
+            except Exception as error:
+                failures.append(repr(error))
+            slowest[index] = max(slowest[index], time.perf_counter() - began_s)
+            served[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def hits() -> int:
+        return int(cache.stats()["store"]["hits"])
+
+    def go_on() -> None:
+        before, count = hits(), sum(served)
+        wait_until(lambda: hits() > before and sum(served) > count + 50, 20)
+
+    go_on()
+    server.freeze()
+    wait_until(lambda: cache.stats()["store"]["state"] != "closed")
+    server.thaw()
+    go_on()
+    server.stop()
+    wait_until(lambda: cache.stats()["store"]["state"] != "closed")
+    server.start()
+    go_on()
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert failures == [] and sum(served) > 200
+    assert max(slowest) < 0.3 + 2.0
+
+
+def test_what_could_not_be_removed_is_removed_before_anything_is_read_again(server: Server, make: Any) -> None:
+    cache = make(timeout_s=0.3)
+    cache.set_many({f"k{number}": number for number in range(5)}, tags=["t"])
+    cache.set("kept", 1)
+    server.freeze()
+    cache.delete("k1")
+    cache.invalidate(prefix="k")  # nobody knows which keys: all count as removed
+    server.thaw()
+    wait_until(lambda: cache.stats()["store"]["state"] != "open")
+    assert cache.get("k1") is None and make().get("kept") is None
+
+
+def test_a_listener_that_was_cut_off_forgets_what_may_be_out_of_date(server: Server, make: Any) -> None:
+    one, other = make(listen=True), make(listen=False)
+    wait_until(lambda: one.tier._blocking().pubsub_numsub(one.tier.channel)[0][1] == 1)
+    one.set("k", "old")
+    server.client.client_kill_filter(_type="pubsub")
+    wait_until(lambda: len(one.cache) == 0)
+    wait_until(lambda: one.tier._blocking().pubsub_numsub(one.tier.channel)[0][1] == 1)
+    assert one.get("k") == "old"
+    other.delete("k")
+    wait_until(lambda: "k" not in one.cache)
+
+
+def test_coroutines_use_the_store_too_and_are_never_blocked_by_it(server: Server, make: Any) -> None:
+    cache, other = make(timeout_s=0.3, lock_s=0.2), make()
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.perf_counter())
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        calls = []
+
+        async def load() -> str:
+            calls.append(1)
+            return "loaded"
+
+        assert (
+            await asyncio.gather(*(cache.aget_or_set("k", load, tags=["t"]) for _ in range(5))) == ["loaded"] * 5
+            and len(calls) == 1
+        )
+        assert (
+            await cache.aset("s", 1) and await cache.aget("s") == 1 and await cache.aget_many(["s", "k"]) == {"s": 1, "k": "loaded"}
+        )
+        await cache.ainvalidate(tag="t")
+        await cache.adelete_many(["s"])
+        assert await cache.aget("k") is None and await cache.aget("s") is None
+        server.freeze()
+        ticking = asyncio.create_task(tick())
+        assert await cache.aget_or_set("during", load) == "loaded"
+        assert [await cache.aget(f"absent{number}") for number in range(10)] == [None] * 10
+        server.thaw()
+        ticking.cancel()
+        await cache.tier.aclose()
+
+    other.set("k2", 2)
+    asyncio.run(main())
+    assert max(later - before for before, later in pairwise(ticks)) < 0.25
+    assert cache.stats()["store"]["failures"] > 0
+
+
+def test_a_store_that_cannot_be_is_told_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="takes a url, or client="):
+        RedisTier()
+    with pytest.raises(ValueError, match="serializer: 'yaml' is none of json, msgpack, pickle"):
+        RedisTier("redis://127.0.0.1:1", serializer="yaml")
+    with pytest.raises(ValueError, match="timeout_s=0"):
+        RedisTier("redis://127.0.0.1:1", timeout_s=0)
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try_at_growing_intervals(failures: int) -> None:
+    breaker = Breaker(failures, 1.0, 4.0)
+    for _ in range(failures - 1):
+        assert not breaker.failed(0.0)
+    assert breaker.allows(0.0) and breaker.failed(0.0)
+    assert breaker.state(0.5) == "open" and not breaker.allows(0.5)
+    assert breaker.allows(1.0) and not breaker.allows(1.0)  # one tries
+    assert not breaker.failed(1.1)
+    assert not breaker.allows(3.0) and breaker.allows(3.2)  # twice as long
+    assert breaker.succeeded() and breaker.state(3.3) == "closed" and not breaker.succeeded()
