@@ -87,6 +87,7 @@ class Relief:
         change = self._gauge.update(now.rss_bytes, now.warning_bytes, now.critical_bytes)
         events = [] if change is None else _announce(change, now)
         level = self._gauge.level
+        registry.note_pressure(level)
         if level == "normal":
             relieving.recover()
         risen = change is not None and LEVELS.index(change.after) > LEVELS.index(change.before)

@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memwatch.caches.bounded_work import batch
     from memwatch.caches.breaker import Breaker
     from memwatch.caches.cache import Cache
     from memwatch.caches.causes import COLD, HOT, PERMANENT, WARM, Lifetime, RemovalCause
     from memwatch.caches.codec import Compress
     from memwatch.caches.decorators import CacheInfo, cached, cachedmethod
+    from memwatch.caches.http import ASGIResponseCache, WSGIResponseCache
+    from memwatch.caches.http_rules import Route
     from memwatch.caches.mappings import LRUCache, TLRUCache, TTLCache
     from memwatch.caches.redis_tier import RedisTier, TierStatistics
     from memwatch.caches.sizer import register_sizeof, sizeof
@@ -36,6 +39,10 @@ _LAZY = {
     "CacheStatistics": "statistics",
     "register_sizeof": "sizer",
     "sizeof": "sizer",
+    "Route": "http_rules",
+    "WSGIResponseCache": "http",
+    "ASGIResponseCache": "http",
+    "batch": "bounded_work",
     "Compress": "codec",
     "Breaker": "breaker",
     "TieredCache": "tiered",
@@ -50,6 +57,7 @@ __all__ = [
     "HOT",
     "PERMANENT",
     "WARM",
+    "ASGIResponseCache",
     "Breaker",
     "Cache",
     "CacheInfo",
@@ -59,11 +67,14 @@ __all__ = [
     "Lifetime",
     "RedisTier",
     "RemovalCause",
+    "Route",
     "TLRUCache",
     "TTLCache",
     "TierStatistics",
     "TieredCache",
+    "WSGIResponseCache",
     "all",
+    "batch",
     "cached",
     "cachedmethod",
     "clear",

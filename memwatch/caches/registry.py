@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _caches: dict[int, weakref.ref[Any]] = {}
 _lock = RLock()
 _registered = False
+_level = "normal"
 
 
 def add(cache: Cache[Any, Any]) -> None:
@@ -42,6 +43,17 @@ def everything() -> list[Cache[Any, Any]]:
     """The caches there are, oldest first."""
     found = [reference() for reference in list(_caches.values())]
     return [cache for cache in found if cache is not None]
+
+
+def note_pressure(level: str) -> None:
+    """The watcher tells its level on every tick."""
+    global _level
+    _level = level
+
+
+def is_under_pressure() -> bool:
+    """Whether the watcher of this process reports a pressure level; without a watcher nobody does."""
+    return _level != "normal"
 
 
 def accounted_bytes() -> int | None:

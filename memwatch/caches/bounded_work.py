@@ -1,0 +1,134 @@
+"""Large jobs under a memory budget: loaded in batches, as many at once as fit, and none while the process is short of memory.
+
+Law: what is under way never holds more than the budget by what is known of the sizes; a job goes slower rather than be killed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
+
+from memwatch.caches import registry
+from memwatch.caches.sizer import sizeof
+from memwatch.units import parse_size
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+FIRST_BATCH = 8
+"""Keys of the first batch: from what it loads, the sizes of the next are known."""
+MOST_PER_BATCH = 1000
+PAUSE_S = 0.1
+"""How often a paused job looks whether it may go on."""
+PATIENCE_S = 60.0
+"""After so long under pressure a paused job loads one small batch all the same: it may be the one that nobody but it can
+relieve."""
+
+
+def batch(
+    load_many: Callable[[Sequence[K]], Mapping[K, V] | Iterable[V]],
+    keys: Iterable[K],
+    *,
+    max_bytes: int | str = "64MB",
+    concurrency: int = 1,
+    size: Callable[[V], int] = sizeof,
+    most_per_batch: int = MOST_PER_BATCH,
+    is_under_pressure: Callable[[], bool] | None = None,
+) -> Iterator[tuple[K, V]]:
+    """Load many things in batches, and hand them out one by one, in the order of *keys*.
+
+        for key, vector in caches.batch(embed, documents, max_bytes="200MB", concurrency=4):
+            store(key, vector)
+
+    Args:
+        load_many: called with a list of keys, in threads of its own if *concurrency* is above 1; returns a mapping, or the values
+            in the
+            order of the keys.  A key that the mapping has not is left out.
+        keys: any number; taken as needed.
+        max_bytes: what loaded values that were not handed out yet may hold together.
+        concurrency: batches loaded at once.
+        size: bytes of a value.
+        most_per_batch: keys of a batch.
+        is_under_pressure: whether to pause; by default while the watcher of this process reports a pressure level.
+
+    Raises:
+        what *load_many* raises, when its batch would be handed out; ValueError: an argument that cannot be, or a number of values
+        other than that of the keys.
+
+    The size of a batch follows what the values before it held: the first has 8 keys.
+    """
+    budget = parse_size(max_bytes) if isinstance(max_bytes, str) else max_bytes
+    if budget <= 0 or concurrency < 1 or most_per_batch < 1:
+        raise ValueError(f"max_bytes={max_bytes!r}, concurrency={concurrency!r}, most_per_batch={most_per_batch!r}: all must be
+        above 0")
+    return _run(load_many, iter(keys), float(budget), concurrency, size, most_per_batch, is_under_pressure or
+    registry.is_under_pressure)
+
+
+def _run(
+    load_many: Callable[[Sequence[K]], Any],
+    keys: Iterator[K],
+    budget: float,
+    concurrency: int,
+    size: Callable[[V], int],
+    most: int,
+    is_under_pressure: Callable[[], bool],
+) -> Iterator[tuple[K, V]]:
+    typical = None  # bytes of a value, of those seen so far the mean of the larger half of each batch
+    under_way: deque[tuple[list[K], Future[Any]]] = deque()
+    wake = threading.Event()
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="memwatch-batch") as pool:
+        try:
+            while True:
+                while len(under_way) < concurrency:
+                    count = FIRST_BATCH if typical is None else int(max(1, min(most, budget / concurrency / max(typical, 1.0))))
+                    if typical is None and under_way:
+                        break  # nothing is known of the sizes yet
+                    if under_way and is_under_pressure():
+                        break
+                    if not under_way:
+                        count = _patiently(is_under_pressure, wake, count)
+                    part = list(islice(keys, count))
+                    if not part:
+                        break
+                    under_way.append((part, pool.submit(load_many, part)))
+                if not under_way:
+                    return
+                part, future = under_way.popleft()
+                wait([future], return_when=FIRST_COMPLETED)
+                pairs = _pairs(part, future.result())
+                del future
+                sizes = sorted((size(value) for _, value in pairs), reverse=True)
+                if sizes:
+                    upper = sizes[: max(1, len(sizes) // 2)]
+                    mean = sum(upper) / len(upper)
+                    typical = mean if typical is None else max(mean, 0.5 * typical + 0.5 * mean)
+                for _ in range(len(pairs)):
+                    yield pairs.popleft()
+        finally:
+            for _, future in under_way:
+                future.cancel()
+
+
+def _patiently(is_under_pressure: Callable[[], bool], wake: threading.Event, count: int) -> int:
+    """Wait while the process is short of memory; how many keys to take then."""
+    until_s = time.monotonic() + PATIENCE_S
+    while is_under_pressure():
+        if time.monotonic() >= until_s:
+            return max(1, min(count, FIRST_BATCH))
+        wake.wait(PAUSE_S)
+    return count
+
+
+def _pairs(part: list[K], loaded: Any) -> deque[tuple[K, V]]:
+    if isinstance(loaded, Mapping):
+        return deque((key, loaded[key]) for key in part if key in loaded)
+    values = list(loaded)
+    if len(values) != len(part):
+        raise ValueError(f"load_many returned {len(values)} values for {len(part)} keys")
+    return deque(zip(part, values, strict=True))

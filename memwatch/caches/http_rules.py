@@ -1,0 +1,236 @@
+"""What of HTTP may be kept, for how long, and for whom: decisions only, no server, no cache.
+
+Law: in doubt nothing is kept.  What a request's `Authorization` or `Cookie`, or a response's `Set-Cookie`, `private`, `no-store`,
+`no-cache` or `Vary: *` touches is kept only if the response or the route says so.
+Source: RFC 9111 (a shared cache), RFC 9110 section 13 (conditional requests).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+KEPT_STATUSES = frozenset({200, 203, 204, 300, 301, 404, 410})
+"""Kept for a route's *ttl*; other statuses only with a lifetime of their own, and 206 never."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+MOST_ITEM_BYTES = 1024 * 1024
+NOT_REPEATED = frozenset(
+    {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "age", "x-cache"}
+)
+"""Headers that belong to one transfer."""
+
+
+class Request(NamedTuple):
+    """What the rules need of a request."""
+
+    method: str
+    scheme: str
+    host: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    """Lower-case names; several of a name joined with commas."""
+
+
+class Response(NamedTuple):
+    """A whole response, as it is kept."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """Values of a header, joined; None if it has none."""
+        values = [value for known, value in self.headers if known == name]
+        return ", ".join(values) if values else None
+
+
+Tags = Iterable[str] | Callable[[Request], Iterable[str] | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is done with requests whose path matches.
+
+    Args:
+        path: a shell pattern of the path, such as `"/feed/*"`.
+        ttl: seconds, where the response does not say; None: only what the response says is kept.
+        tags: what `invalidate(tag=…)` finds the responses by, or a function of the request.
+        invalidates: tags that a successful request with another method than GET invalidates, or a function of the request.
+        vary: request headers that make different responses, besides those that the response names.
+        query: the parameters of the query that count; None for the whole query.
+        authenticated: whether responses to requests with `Authorization` may be kept, and given to everybody.
+        cookies: whether responses to requests with cookies, or that set cookies, may be kept, and given to everybody.
+        max_item_bytes: larger responses are passed on and not kept.
+    """
+
+    path: str
+    ttl: float | None = None
+    tags: Tags = ()
+    invalidates: Tags = ()
+    vary: tuple[str, ...] = ()
+    query: tuple[str, ...] | None = None
+    authenticated: bool = False
+    cookies: bool = False
+    max_item_bytes: int = MOST_ITEM_BYTES
+
+    def matches(self, path: str) -> bool:
+        """Whether it is for this path."""
+        return fnmatchcase(path, self.path)
+
+
+def directives(value: str | None) -> dict[str, str | None]:
+    """A `Cache-Control` header by directive."""
+    found: dict[str, str | None] = {}
+    for part in (value or "").split(","):
+        name, _, argument = part.strip().partition("=")
+        if name:
+            found[name.strip().lower()] = argument.strip().strip('"') or None
+    return found
+
+
+def seconds(value: str | None) -> float | None:
+    """A directive's number; None for none, 0 for one that cannot be read: stale."""
+    if value is None:
+        return None
+    return float(value) if value.isascii() and value.isdigit() else 0.0
+
+
+def may_serve(request: Request, route: Route) -> bool:
+    """Whether this request may be answered from what is kept, and its answer be kept."""
+    control = directives(request.headers.get("cache-control"))
+    if request.method not in ("GET", "HEAD") or "no-store" in control or "range" in request.headers:
+        return False
+    return route.cookies or "cookie" not in request.headers
+
+
+def must_ask(request: Request) -> bool:
+    """Whether the client wants the origin's answer, of now."""
+    control = directives(request.headers.get("cache-control"))
+    return "no-cache" in control or control.get("max-age") == "0" or (not control and request.headers.get("pragma") == "no-cache")
+
+
+def lifetime_s(request: Request, response: Response, route: Route, now_s: float) -> float | None:
+    """For how long a response may be kept, and for everybody; None for not at all."""
+    control = directives(response.header("cache-control"))
+    if request.method != "GET" or response.status == 206 or {"no-store", "private", "no-cache"} & control.keys():
+        return None
+    is_public = "public" in control or "s-maxage" in control
+    if "authorization" in request.headers and not (route.authenticated or is_public or "must-revalidate" in control):
+        return None
+    if response.header("set-cookie") is not None and not route.cookies:
+        return None
+    if response.header("vary") is not None and "*" in varied(response, route):
+        return None
+    said = seconds(control.get("s-maxage"))
+    if said is None:
+        said = seconds(control.get("max-age"))
+    if said is None and response.header("expires") is not None:
+        said = _until(response.header("expires"), response.header("date"), now_s)
+    if said is None:
+        said = route.ttl if response.status in KEPT_STATUSES else None
+    if said is None:
+        return None
+    age = seconds(response.header("age")) or 0.0
+    return said - age if said > age else None
+
+
+def _until(expires: str | None, date: str | None, now_s: float) -> float:
+    try:
+        begins = parsedate_to_datetime(date).timestamp() if date else now_s
+        return max(0.0, parsedate_to_datetime(str(expires)).timestamp() - begins)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0  # such as `Expires: 0`
+
+
+def varied(response: Response, route: Route) -> tuple[str, ...]:
+    """The request headers on which the response depends."""
+    named = [name.strip().lower() for name in (response.header("vary") or "").split(",")]
+    return tuple(sorted({name for name in (*named, *map(str.lower, route.vary)) if name}))
+
+
+def address(request: Request, route: Route) -> tuple[str, ...]:
+    """What is asked for: the same for GET and HEAD."""
+    query = request.query
+    if route.query is not None:
+        parts = [part for part in query.split("&") if part.partition("=")[0] in route.query]
+        query = "&".join(sorted(parts))
+    return ("http", request.scheme, request.host.lower(), request.path, query)
+
+
+def variant(request: Request, names: Iterable[str]) -> tuple[str, ...]:
+    """What makes this client's answer differ from another's."""
+    return tuple(f"{name}={' '.join(request.headers.get(name, '').split())}" for name in names)
+
+
+def with_validators(response: Response) -> Response:
+    """With an `ETag`, if it has none and its body is known; strong, for it is made of the bytes."""
+    if response.header("etag") is not None or response.status != 200:
+        return response
+    tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    return response._replace(headers=(*response.headers, ("etag", tag)))
+
+
+def is_unchanged(request: Request, response: Response) -> bool:
+    """Whether the client has it already: 304."""
+    if response.status != 200:
+        return False
+    wanted = request.headers.get("if-none-match")
+    if wanted is not None:
+        have = _weakly(response.header("etag") or "")
+        return wanted.strip() == "*" or have in {_weakly(part.strip()) for part in wanted.split(",")} - {""}
+    since, changed = request.headers.get("if-modified-since"), response.header("last-modified")
+    if since is None or changed is None:
+        return False
+    try:
+        return parsedate_to_datetime(changed) <= parsedate_to_datetime(since)
+    except (ValueError, TypeError):
+        return False
+
+
+def _weakly(tag: str) -> str:
+    return tag.removeprefix("W/")
+
+
+def answered(request: Request, response: Response, word: str, age_s: float | None) -> Response:
+    """A response as this client gets it: 304 if it has it, without a body for HEAD, with what the cache did."""
+    headers = [*response.headers, ("x-cache", word)]
+    if age_s is not None:
+        headers.append(("age", str(int(age_s))))
+    if is_unchanged(request, response):
+        kept = {"cache-control", "content-location", "date", "etag", "expires", "vary", "last-modified", "x-cache", "age"}
+        return Response(304, tuple((name, value) for name, value in headers if name in kept), b"")
+    return Response(response.status, tuple(headers), b"" if request.method == "HEAD" else response.body)
+
+
+def tags_of(tags: Tags, request: Request) -> tuple[str, ...]:
+    """Tags of a request."""
+    found = tags(request) if callable(tags) else tags
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def to_plain(response: Response, now_s: float) -> dict[str, Any]:
+    """As it is stored."""
+    headers = [[name, value] for name, value in response.headers if name not in NOT_REPEATED]
+    if response.header("date") is None:
+        headers.append(["date", formatdate(now_s, usegmt=True)])
+    return {"status": response.status, "headers": headers, "body": response.body, "at": now_s}
+
+
+def from_plain(stored: Any) -> tuple[Response, float] | None:
+    """A stored response and when it was stored; None for what is none."""
+    try:
+        headers = tuple((str(name), str(value)) for name, value in stored["headers"])
+        return Response(int(stored["status"]), headers, bytes(stored["body"])), float(stored["at"])
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def wall_s() -> float:
+    """Unix time: what is stored may be read by another process."""
+    return time.time()
