@@ -64,10 +64,10 @@ def batch(
     """
     budget = parse_size(max_bytes) if isinstance(max_bytes, str) else max_bytes
     if budget <= 0 or concurrency < 1 or most_per_batch < 1:
-        raise ValueError(f"max_bytes={max_bytes!r}, concurrency={concurrency!r}, most_per_batch={most_per_batch!r}: all must be
-        above 0")
-    return _run(load_many, iter(keys), float(budget), concurrency, size, most_per_batch, is_under_pressure or
-    registry.is_under_pressure)
+        given = f"max_bytes={max_bytes!r}, concurrency={concurrency!r}, most_per_batch={most_per_batch!r}"
+        raise ValueError(f"{given}: all must be above 0")
+    pause = registry.is_under_pressure if is_under_pressure is None else is_under_pressure
+    return _run(load_many, iter(keys), float(budget), concurrency, size, most_per_batch, pause)
 
 
 def _run(
@@ -101,7 +101,7 @@ def _run(
                     return
                 part, future = under_way.popleft()
                 wait([future], return_when=FIRST_COMPLETED)
-                pairs = _pairs(part, future.result())
+                pairs: deque[tuple[K, V]] = _pairs(part, future.result())
                 del future
                 sizes = sorted((size(value) for _, value in pairs), reverse=True)
                 if sizes:

@@ -165,7 +165,7 @@ def address(request: Request, route: Route) -> tuple[str, ...]:
 
 def variant(request: Request, names: Iterable[str]) -> tuple[str, ...]:
     """What makes this client's answer differ from another's."""
-    return tuple(f"{name}={' '.join(request.headers.get(name, '').split())}" for name in names)
+    return ("variant", *(f"{name}={' '.join(request.headers.get(name, '').split())}" for name in names))
 
 
 def with_validators(response: Response) -> Response:

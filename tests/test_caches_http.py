@@ -1,0 +1,324 @@
+"""Responses kept in front of ASGI and WSGI applications, asked as a client asks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+
+from memwatch.caches import ASGIResponseCache, LRUCache, Route, WSGIResponseCache
+from memwatch.caches import http_rules as rules
+
+
+class Answer:
+    """What a client got."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes, parts: int = 1) -> None:
+        self.status, self.headers, self.body, self.parts = status, headers, body, parts
+
+    @property
+    def word(self) -> str | None:
+        return self.headers.get("x-cache")
+
+
+class App:
+    """An application under both interfaces: numbers its answers, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.status = 200
+        self.headers: list[tuple[str, str]] = []
+        self.body: Callable[[], Iterable[bytes]] = lambda: [b"answer %d" % self.calls]
+        self.closed = 0
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        self.calls += 1
+        parts = list(self.body())
+        headers = [(name.encode(), value.encode()) for name, value in self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for index, part in enumerate(parts):
+            await send({"type": "http.response.body", "body": part, "more_body": index < len(parts) - 1})
+
+    def wsgi(self, environ: Any, start_response: Any) -> Any:
+        self.calls += 1
+        start_response(f"{self.status} Whatever", list(self.headers))
+        app = self
+
+        class Parts:
+            def __iter__(self) -> Any:
+                return iter(app.body())
+
+            def close(self) -> None:
+                app.closed += 1
+
+        return Parts()
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture(params=["asgi", "wsgi"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def client(kind: str, app: App, cache: Any, *routes: Route) -> Ask:
+    """Asks the application behind the cache."""
+
+    def ask(path: str = "/feed", method: str = "GET", query: str = "", **headers: str) -> Answer:
+        named = {name.replace("_", "-").lower(): value for name, value in headers.items()} | {"host": "example.org"}
+        if kind == "wsgi":
+            environ = {
+                "REQUEST_METHOD": method, "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": query, "wsgi.url_scheme": "http",
+                "SERVER_NAME": "x", "SERVER_PORT": "80",
+            }  # fmt: skip
+            environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in named.items()}
+            told: list[Any] = []
+            result = wsgi(environ, lambda status, headers, exc_info=None: told.extend([status, headers]))
+            parts = list(result)
+            if hasattr(result, "close"):
+                result.close()
+            return Answer(int(told[0].split()[0]), {name.lower(): value for name, value in told[1]}, b"".join(parts), len(parts))
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": method, "path": path, "scheme": "http", "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        }  # fmt: skip
+        asyncio.run(asgi(scope, None, send))  # type: ignore[arg-type]
+        answer = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], answer, b"".join(message["body"] for message in sent[1:]), len(sent) - 1)
+
+    asgi, wsgi = ASGIResponseCache(app.asgi, cache, routes), WSGIResponseCache(app.wsgi, cache, routes)
+    return ask
+
+
+def test_a_response_is_kept_for_its_route_and_told_with_its_age(kind: str) -> None:
+    app, clock = App(), [0.0]
+    ask = client(kind, app, LRUCache(10, timer=lambda: clock[0]), Route("/feed*", ttl=60))
+    first, second = ask(), ask()
+    assert (first.word, second.word, app.calls) == ("MISS", "HIT", 1) and first.body == second.body == b"answer 1"
+    assert second.headers["age"] == "0" and second.headers["etag"] == first.headers["etag"] and "date" in second.headers
+    assert ask("/feeds/2").body == b"answer 2" and ask(query="page=2").body == b"answer 3"
+    assert ask("/elsewhere").word is None
+    clock[0] += 61
+    assert ask().word == "MISS"
+
+
+def test_what_the_response_says_of_its_lifetime_counts_before_the_route(kind: str) -> None:
+    for control, kept_s in {
+        "max-age=5": 5, "s-maxage=7, max-age=5": 7, "no-store": None, "private": None, "no-cache": None, "max-age=0": None,
+        "public": 60, "max-age=rubbish": None, 'private="x-y", max-age=9': None,
+    }.items():  # fmt: skip
+        app, clock = App(), [0.0]
+        app.headers = [("Cache-Control", control)]
+        ask = client(kind, app, LRUCache(10, timer=lambda clock=clock: clock[0]), Route("/feed", ttl=60))
+        ask()
+        assert ask().word == ("MISS" if kept_s is None else "HIT"), control
+        if kept_s is not None:
+            clock[0] = kept_s
+            assert ask().word == "MISS", control
+    app = App()
+    app.headers = [("Expires", formatdate(rules.wall_s() + 100, usegmt=True))]
+    ask = client(kind, app, LRUCache(10), Route("/feed"))
+    ask()
+    assert ask().word == "HIT"
+    app.headers = [("Expires", "0")]
+    assert [ask(query="x").word for _ in range(2)] == ["MISS", "MISS"]
+
+
+@pytest.mark.parametrize(
+    ("request_headers", "response_headers"),
+    [
+        ({"authorization": "Bearer secret"}, []),
+        ({"cookie": "session=1"}, []),
+        ({}, [("Set-Cookie", "session=1")]),
+        ({"cache_control": "no-store"}, []),
+        ({"range": "bytes=0-1"}, []),
+        ({}, [("Vary", "*")]),
+    ],
+)
+def test_what_may_be_one_clients_own_is_never_given_to_another(
+    kind: str, request_headers: dict[str, str], response_headers: list[tuple[str, str]]
+) -> None:
+    app = App()
+    app.headers = response_headers
+    cache: Any = LRUCache(10)
+    ask = client(kind, app, cache, Route("/feed", ttl=60))
+    assert [ask(**request_headers).body for _ in range(2)] == [b"answer 1", b"answer 2"]
+    assert len(cache) == 0 and ask().body == b"answer 3"
+
+
+def test_a_route_or_a_response_may_say_that_an_authenticated_answer_is_for_everybody(kind: str) -> None:
+    app = App()
+    told = client(kind, app, LRUCache(10), Route("/feed", ttl=60, authenticated=True, cookies=True))
+    app.headers = [("Set-Cookie", "a=b")]
+    assert [told(authorization="x", cookie="y").body for _ in range(2)] == [b"answer 1"] * 2
+    app.headers = [("Cache-Control", "public, max-age=60")]
+    ask = client(kind, app, LRUCache(10), Route("/feed"))
+    assert ask(authorization="x").body == b"answer 2" and ask().body == b"answer 2"
+
+
+def test_what_a_response_varies_on_makes_answers_of_their_own(kind: str) -> None:
+    app = App()
+    app.headers = [("Vary", "Accept-Language")]
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60, vary=("x-tenant",), query=("page",)))
+    german, english = ask(accept_language="de"), ask(accept_language="en")
+    assert german.body != english.body
+    assert ask(accept_language="de").body == german.body and ask(accept_language="en").body == english.body
+    assert ask(accept_language="de", x_tenant="b").body not in (german.body, english.body)
+    assert ask(accept_language="de", query="utm=1").body == german.body != ask(accept_language="de", query="page=2&utm=1").body
+
+
+def test_a_client_that_has_it_gets_304_with_the_etag_made_of_the_body_or_given(kind: str) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    etag = ask().headers["etag"]
+    for wanted in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+        answer = ask(if_none_match=wanted)
+        assert (answer.status, answer.body, answer.word) == (304, b"", "HIT") and answer.headers["etag"] == etag
+    assert ask(if_none_match='"other"').status == 200
+    fresh = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    app.body = lambda: [b"answer 1"]
+    assert fresh(if_none_match=etag).status == 304  # also where it was just made
+    app.headers = [("ETag", 'W/"own"'), ("Last-Modified", "Mon, 02 Nov 2026 10:00:00 GMT")]
+    own = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    assert own().headers["etag"] == 'W/"own"'
+    assert own(if_none_match='"own"').status == 304
+    assert own(if_modified_since="Mon, 02 Nov 2026 10:00:00 GMT").status == 304
+    assert own(if_modified_since="Sun, 01 Nov 2026 10:00:00 GMT").status == 200
+    assert own(if_modified_since="rubbish").status == 200
+
+
+def test_head_is_answered_from_a_kept_get_without_a_body(kind: str) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    assert ask(method="HEAD").word == "MISS"
+    ask()
+    answer = ask(method="HEAD")
+    assert (answer.word, answer.body, app.calls) == ("HIT", b"", 2)
+
+
+def test_a_client_may_insist_on_an_answer_of_now_or_on_one_that_is_kept(kind: str) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    assert ask(cache_control="only-if-cached").status == 504 and app.calls == 0
+    ask()
+    assert ask(cache_control="no-cache").body == b"answer 2" and ask(pragma="no-cache").body == b"answer 3"
+    assert ask().body == b"answer 3" and ask(cache_control="only-if-cached").status == 200
+
+
+def test_a_mutation_invalidates_its_address_and_the_tags_of_its_route_if_it_succeeds(kind: str) -> None:
+    app = App()
+    by_user = lambda request: f"user:{request.path.split('/')[2]}"  # noqa: E731
+    ask = client(
+        kind, app, LRUCache(100), Route("/users/*", ttl=60, tags=by_user, invalidates=by_user), Route("/feed", ttl=60,
+        tags="user:7")
+    )  # fmt: skip
+    feed, seven, eight = ask(), ask("/users/7/profile"), ask("/users/8")
+    app.status = 500
+    assert ask("/users/7/name", method="PUT").word == "BYPASS"
+    app.status = 200
+    assert ask().body == feed.body and ask("/users/7/profile").body == seven.body
+    ask("/users/7/name", method="PUT")
+    assert ask().word == ask("/users/7/profile").word == "MISS" and ask("/users/8").body == eight.body
+    ask("/users/8", method="DELETE")
+    assert ask("/users/8").word == "MISS"
+
+
+def test_errors_and_parts_are_not_kept_and_large_answers_are_passed_on(kind: str) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60, max_item_bytes=1000))
+    for status in (500, 403, 206):
+        app.status = status
+        assert [ask().word for _ in range(2)] == ["MISS", "MISS"]
+    app.status = 404
+    assert [ask(query="absent").word for _ in range(2)] == ["MISS", "HIT"]
+    app.status = 200
+    app.body = lambda: [b"x" * 300] * 10
+    large = ask(query="large")
+    assert len(large.body) == 3000 and ask(query="large").word == "MISS"
+    app.body = lambda: [b"x" * 300] * 3
+    assert ask(query="parts").body == ask(query="parts").body == b"x" * 900
+    assert ask(query="parts").word == "HIT"
+    if kind == "wsgi":
+        assert app.closed == app.calls
+
+
+def test_a_streamed_answer_reaches_the_client_as_it_comes() -> None:
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            order.append(f"made {number}")
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 2})
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            order.append(f"sent {message['body'].decode()}")
+
+    cached = ASGIResponseCache(app, LRUCache(10), [Route("*", ttl=60)])
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(cached(scope, None, send))  # type: ignore[arg-type]
+    assert order == ["made 0", "sent 0", "made 1", "sent 1", "made 2", "sent 2"]
+
+
+def test_an_exception_of_the_application_is_its_own_and_nothing_is_kept(kind: str) -> None:
+    app = App()
+
+    def fail() -> Iterable[bytes]:
+        raise ZeroDivisionError
+
+    app.body = fail
+    cache: Any = LRUCache(10)
+    with pytest.raises(ZeroDivisionError):
+        client(kind, app, cache, Route("/feed", ttl=60))()
+    assert len(cache) == 0 and (kind == "asgi" or app.closed == 1)
+
+
+def test_other_kinds_of_connection_are_passed_on() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    cached = ASGIResponseCache(app, LRUCache(10), [Route("*", ttl=60)])
+    for kind in ("lifespan", "websocket"):
+        asyncio.run(cached({"type": kind, "path": "/"}, None, None))  # type: ignore[arg-type]
+    assert seen == ["lifespan", "websocket"]
+
+
+def test_a_real_server_answers_real_clients_from_the_cache() -> None:
+    app = App()
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    app.headers = [("Content-Type", "text/plain")]
+    with make_server(
+        "127.0.0.1", 0, WSGIResponseCache(app.wsgi, LRUCache(10), [Route("/feed", ttl=60)]), handler_class=Quiet
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/feed"
+            with urllib.request.urlopen(url, timeout=10) as first, urllib.request.urlopen(url, timeout=10) as second:
+                assert (first.read(), second.read(), second.headers["X-Cache"]) == (b"answer 1", b"answer 1", "HIT")
+                etag = first.headers["ETag"]
+            with pytest.raises(urllib.error.HTTPError, match="304"):
+                urllib.request.urlopen(urllib.request.Request(url, headers={"If-None-Match": etag}), timeout=10)
+        finally:
+            server.shutdown()
+            thread.join(10)
