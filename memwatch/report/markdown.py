@@ -13,6 +13,7 @@ from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
 from memwatch.report.text import COLLECTOR_TITLES, SUSPECTS_SHOWN, facts
 from memwatch.report.words import (
     amount,
+    cache_line,
     channel_pace,
     channel_state,
     channels_in_order,
@@ -67,7 +68,7 @@ def _blocks(report: Report) -> Iterator[list[str]]:
         yield from _evidence(evidence)
     if report.caches:
         yield ["Caches:"]
-        yield [f"- {code(', '.join(f'{key} {value}' for key, value in cache.items()))}" for cache in report.caches]
+        yield [f"- {code(cache_line(cache))}" for cache in report.caches]
     if report.events:
         yield [f"<details><summary>{len(report.events)} events</summary>"]
         yield _table(

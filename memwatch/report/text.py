@@ -15,6 +15,7 @@ from memwatch.report.proof import INDENT, TRAILS, counted, joined, numbers, othe
 from memwatch.report.words import (
     amount,
     as_of,
+    cache_line,
     channel_pace,
     channel_state,
     channels_in_order,
@@ -155,8 +156,7 @@ def _caches(report: Report, width: int) -> Iterator[str]:
     if report.caches:
         yield f"{INDENT}caches:"
     for cache in report.caches:
-        details = ", ".join(f"{key} {value}" for key, value in cache.items() if key != "name")
-        yield from wrapped(shown(f"{cache.get('name', '?')}: {details}"), width, first=INDENT * 2, rest=INDENT * 4)
+        yield from wrapped(shown(cache_line(cache)), width, first=INDENT * 2, rest=INDENT * 4)
 
 
 def _happened(report: Report, width: int) -> Iterator[str]:

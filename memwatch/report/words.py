@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from memwatch.model import CHANNEL_BY_NAME, CHANNELS, NO_GOODBYE, ChannelSummary, Kind, Process, Report, State, Verdict, iso
 from memwatch.report.layout import shown
@@ -285,3 +286,32 @@ def not_the_cause(report: Report) -> list[str]:
             if share < 0.1:
                 cleared.append(f"{KIND_TITLES[kind]} ({max(share, 0.0) * 100:.0f} %)")
     return cleared
+
+
+def cache_line(cache: Mapping[str, Any]) -> str:
+    """What a cache holds and did, in one line.  Whatever a record says: a figure that is none is left out."""
+
+    def number(name: str) -> float | None:
+        value = cache.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
+
+    held, most, entries, maxsize = number("bytes"), number("max_bytes"), number("entries"), number("maxsize")
+    parts = []
+    if held is not None:
+        about = "about " if cache.get("is_estimated") else ""
+        parts.append(f"{about}{format_size(held)}" + (f" of {format_size(most)}" if most is not None else ""))
+    if entries is not None:
+        parts.append(f"{format_count(entries)} entries" + (f" of {format_count(maxsize)}" if maxsize is not None else ""))
+    ratio, reads = number("hit_ratio"), (number("hits") or 0) + (number("misses") or 0)
+    if ratio is not None:
+        parts.append(f"{ratio * 100:.0f} % hits" + (f" of {format_count(reads)} reads" if reads else ""))
+    removals = cache.get("removals")
+    if isinstance(removals, Mapping) and removals:
+        left = [f"{format_count(count)} {cause}" for cause, count in removals.items() if isinstance(count, int)]
+        parts.append("left: " + ", ".join(left))
+    room = number("room")
+    if room is not None and room < 1:
+        parts.append(f"{room * 100:.0f} % of its bounds in use after pressure")
+    if number("hook_errors"):
+        parts.append(f"{format_count(number('hook_errors') or 0)} errors of hooks")
+    return f"{cache.get('name', '?')}  {', '.join(parts)}"
