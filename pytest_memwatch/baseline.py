@@ -1,6 +1,6 @@
 """Comparing a session with an earlier one: what a test may be worse by is a rule, the rest is told.
 
-Law: only tests that both sessions ran are compared, and a new test is never worse.
+Law: only tests that both sessions ran are compared, and a new test is never worse; but a comparison of nothing is no pass.
 """
 
 from __future__ import annotations
@@ -37,27 +37,53 @@ class Comparison:
     """What came of a comparison."""
 
     path: str | None = None
+    total: int = 0
+    """Tests of the baseline."""
     compared: int = 0
     worse: list[Worse] = field(default_factory=list)
     better: int = 0
     written: bool = False
+    asked: bool = False
+    """The baseline was given on the command line, for this session."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was something to compare with, and nothing was compared."""
+        return self.total > 0 and self.compared == 0
+
+    @property
+    def fails(self) -> bool:
+        """Whether the session is to fail.
+
+        Where the baseline stands in the ini file, somebody who runs one new test has compared nothing, and that is fine.
+        """
+        return bool(self.worse) or (self.is_empty and self.asked and not self.written)
 
     def lines(self) -> list[str]:
         """For the terminal."""
         if self.path is None:
             return []
+        anew = ["baseline written anew"] if self.written else []
+        if self.is_empty:
+            told = f"baseline {self.path}: 0 of {self.total} tests of the baseline ran, nothing was compared"
+            return [f"{told}. Names count from the rootdir, which --memwatch-baseline=FILE (with =, no space) leaves alone", *anew]
         if self.written and not self.compared:
             return [f"baseline written: {self.path}"]
-        told = [f"baseline {self.path}: {self.compared} tests compared, {len(self.worse)} worse, {self.better} better"]
-        for one in self.worse:
-            told.append(  # noqa: PERF401
-                f"  worse: {one.nodeid}: {one.metric} {units.format_size(one.before)} → {units.format_size(one.now)}"
-            )
-        return [*told, *(["baseline written anew"] if self.written else [])]
+        head = (
+            f"baseline {self.path}: {self.compared} of {self.total} tests compared, {len(self.worse)} worse, {self.better} better"
+        )
+        worse = [
+            f"  worse: {one.nodeid}: {one.metric} {units.format_size(one.before)} → {units.format_size(one.now)}"
+            for one in self.worse
+        ]
+        return [head, *worse, *anew]
 
 
-def compare(results: Results, settings: Settings) -> Comparison:
+def compare(results: Results, settings: Settings, *, asked: bool) -> Comparison:
     """Compare with the baseline where one is given, and write it where it is missing or wanted anew.
+
+    Args:
+        asked: the baseline was given on the command line.
 
     Raises:
         pytest.UsageError: the file is not a baseline of this plugin.
@@ -65,9 +91,10 @@ def compare(results: Results, settings: Settings) -> Comparison:
     if settings.baseline is None:
         return Comparison()
     path = Path(settings.baseline)
-    found = Comparison(str(path))
+    found = Comparison(str(path), asked=asked)
     if path.exists():
         before = _read(path)
+        found.total = len(before)
         for nodeid, row in results.rows.items():
             if nodeid in before:
                 found.compared += 1

@@ -343,8 +343,10 @@ class Gate:
         if self.is_worker:
             self.config.workeroutput["memwatch"] = self.results.session_part()  # type: ignore[attr-defined]
             return
-        self._comparison = baseline.compare(self.results, self.settings)
-        if self._comparison.worse and session.exitstatus == pytest.ExitCode.OK and self.settings.mode == "fail":
+        if not self.config.option.collectonly:  # that ran nothing: there is nothing to compare or to write
+            asked = self.config.getoption("memwatch_baseline", None) is not None
+            self._comparison = baseline.compare(self.results, self.settings, asked=asked)
+        if self._comparison.fails and session.exitstatus == pytest.ExitCode.OK and self.settings.mode == "fail":
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         files.write(self.results, self.settings)
 

@@ -5,6 +5,7 @@ Law: an installed plugin that nobody asked for changes nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     names = ("memwatch",) if has_pytest_memray(config) else ("memwatch", "limit_memory", "limit_leaks", "limit_leaked_objects")
     if not state and not any(mark.name in names for item in items for mark in item.iter_markers()):
+        asked_for = config.getoption("memwatch_baseline", None)
+        if asked_for is not None and items:
+            # As when pytest lost the ini file that says `memwatch = true`: a gate that checks nothing must not look like a pass.
+            told = f"memwatch is off and no test is marked: no test is compared with {asked_for}; is --memwatch missing?"
+            warnings.warn(pytest.PytestWarning(told), stacklevel=1)
         return
     _gate(config, on=state).prepare(items)
 

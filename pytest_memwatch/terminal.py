@@ -44,7 +44,7 @@ def summary(reporter: Any, results: Results, settings: Settings, stale: list[dic
     if files.annotates(settings):
         for line in files.workflow_commands(results):
             write(line)
-    if not (leaks or warm or suspects or stale or results.crashes or comparison.worse) and quiet:
+    if not (leaks or warm or suspects or stale or results.crashes or comparison.worse or comparison.is_empty) and quiet:
         return
     reporter.section("memwatch", sep="=")
     for told in [*stale, *results.crashes]:

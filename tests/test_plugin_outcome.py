@@ -166,6 +166,24 @@ def test_a_baseline_is_written_once_and_then_compared_with(pytester: pytest.Pyte
     assert run(pytester, None, *arguments).status == 0
 
 
+def test_a_baseline_none_of_whose_tests_ran_fails_and_a_mere_collection_neither_compares_nor_writes(
+    pytester: pytest.Pytester,
+) -> None:
+    baseline = pytester.path / "base.json"
+    assert run(pytester, "def test_it(): pass", "--memwatch-baseline=base.json", "--co").status == 0 and not baseline.exists()
+    tests = {f"elsewhere/test_{number}.py::test": {"growth": 1} for number in range(3)}
+    baseline.write_text(json.dumps({"schema": 1, "memwatch": "pytest-baseline", "tests": tests}))
+    assert run(pytester, None, "--memwatch-baseline=base.json", "--co").status == 0
+    outcome = run(pytester, None, "--memwatch-baseline=base.json")
+    assert outcome.counts() == {"passed": 1} and outcome.status == 1 and "0 of 3 tests of the baseline ran" in outcome.text
+
+
+def test_a_baseline_that_is_given_while_no_test_is_checked_is_warned_of(pytester: pytest.Pytester) -> None:
+    (pytester.path / "base.json").write_text("{}")
+    outcome = run(pytester, "def test_it(): pass", "--memwatch-baseline=base.json", on=False)
+    assert outcome.counts() == {"passed": 1, "warnings": 1} and "no test is compared with base.json" in outcome.text
+
+
 def test_a_file_that_is_no_baseline_is_a_usage_error(pytester: pytest.Pytester) -> None:
     (pytester.path / "base.json").write_text(json.dumps({"tests": 1}))
     pytester.makepyfile("def test_it(): pass")
