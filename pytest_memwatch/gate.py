@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import inspect
 import os
 import re
 import types
@@ -387,7 +388,12 @@ def _shares_parents(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
 
 
 def _fixture_name(fixturedef: Any) -> str:
-    return f"{fixturedef.argname} ({fixturedef.baseid or 'plugin'})"
+    # The root conftest.py has the same base as a plugin, an empty one: the function's own file tells them apart.
+    code = getattr(inspect.unwrap(fixturedef.func), "__code__", None)
+    base = fixturedef.baseid
+    if code is not None and os.path.basename(code.co_filename) == "conftest.py":  # noqa: PTH119
+        return f"{fixturedef.argname} ({base + '/' if base else ''}conftest.py)"
+    return f"{fixturedef.argname} ({base or 'plugin'})"
 
 
 def _bytes(growth: Growth) -> int | None:

@@ -90,6 +90,28 @@ def test_a_failure_section_has_ten_lines_at_most_and_no_frames_of_ours(pytester:
     assert len(summary) == 1
 
 
+def test_a_fixture_is_told_with_the_file_it_stands_in(pytester: pytest.Pytester) -> None:
+    for file in ("conftest.py", "below/conftest.py"):
+        path = pytester.path / file
+        path.parent.mkdir(exist_ok=True)
+        name = "big_below" if "below" in file else "big_session"
+        path.write_text(f"import pytest\n@pytest.fixture(scope='session')\ndef {name}(): return bytearray(3_000_000)\n")
+    (pytester.path / "below" / "test_below.py").write_text("def test_it(big_session, big_below): pass")
+    outcome = run(pytester, """
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def big_module():
+            return bytearray(3_000_000)
+
+        def test_it(big_module, tmp_path_factory):
+            pass
+    """)  # fmt: skip
+    assert {one["name"] for one in outcome.data["fixtures"]} == {
+        "big_session (conftest.py)", "big_below (below/conftest.py)", "big_module (test_it.py)", "tmp_path_factory (plugin)"
+    }  # fmt: skip
+
+
 def test_the_same_leak_in_many_tests_is_told_once_at_the_end(pytester: pytest.Pytester) -> None:
     outcome = run(pytester, """
         import pytest
