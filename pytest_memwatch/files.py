@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from memwatch import units
+from pytest_memwatch import words
 from pytest_memwatch.options import Settings
 from pytest_memwatch.results import CLEAN, LEAK, SUSPECT, WARMUP, Results, Row, size_of
 
@@ -76,8 +77,8 @@ def as_markdown(results: Results) -> str:
     if suspects:
         lines += ["Suspect:", "", *(f"- {_cell(row.nodeid)}: {_cell(row.note or '')}" for row in suspects[:10]), ""]
     if warm:
-        lines.append("<details><summary>warm-ups (growth of the first run alone; not leaks)</summary>")
-        lines += ["", *(f"- {_cell(row.nodeid)}: {units.format_size(row.growth)}" for row in warm[:20]), "", "</details>", ""]
+        lines.append("<details><summary>warm-ups (what the first run alone kept; not leaks)</summary>")
+        lines += ["", *(f"- {_cell(row.nodeid)}: {words.warm_up(row)}" for row in warm[:20]), "", "</details>", ""]
     fixtures = sorted(results.fixtures.values(), key=lambda one: -one.growth)[:5]
     if fixtures:
         told = ", ".join(f"{_cell(one.name)} {units.format_size(one.growth)}" for one in fixtures)
@@ -142,7 +143,7 @@ def course(values: list[int]) -> str:
 
 
 def _finding(row: Row) -> str:
-    text = html.escape(row.message or row.note or "")
+    text = html.escape(row.message or words.warm_up(row) or row.note or "")
     values = [row.growth or 0, *row.repeats] if row.metric in ("heap", "rss", "python") else list(row.repeats)
     return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.verdict)}</small></h3>{course(values)}<pre>{text}</pre>"
 

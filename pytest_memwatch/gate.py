@@ -275,14 +275,15 @@ class Gate:
         run = self.repeater.run(watch.item)
         return run.error, self._meter_peak
 
-    def _arrivals(self, watch: Watch) -> int:
+    def _arrivals(self, watch: Watch) -> dict[str, int]:
+        """What the first run left of each resource, where that is over the limit."""
         now, expected = self._reader.read(), watch.baseline()
-        total = 0
+        found = {}
         for channel, most in watch.limits.counts.items():
             count = getattr(now, channel)
-            if count is not None:
-                total += max(0, count - (getattr(expected, channel) or 0) - most)
-        return total
+            if count is not None and count - (getattr(expected, channel) or 0) > most:
+                found[channel] = count - (getattr(expected, channel) or 0)
+        return found
 
     def _phase(self) -> str:
         """The function-scope fixture whose set-up made most of what the last repetition keeps."""

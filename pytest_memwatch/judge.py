@@ -12,7 +12,7 @@ import sys
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memwatch import units
@@ -75,11 +75,11 @@ class Case:
         self._phase_of = phase_of
         self._patience_s = PATIENCE_S
 
-    def judge(self, first: Growth, first_arrivals: int) -> MemoryGrowth | None:
+    def judge(self, first: Growth, first_arrivals: Mapping[str, int]) -> MemoryGrowth | None:
         """Repeat until it is clear; returns the failure, or None, with the row filled in either way."""
         limits, row = self._limits, self._row
         if limits.rerun == 0:
-            return self._judge_once(first, first_arrivals)
+            return self._judge_once(first, sum(first_arrivals.values()))
         for _ in range(limits.warmup):
             row.reruns += 1
             error, _ = self._run()
@@ -96,17 +96,27 @@ class Case:
             decision = self._decide(repeats)
         if decision.course == "fine":
             row.repeats, row.metric = self._memory_of(repeats)
-            if self._grew(first, first_arrivals):
+            row.warmed = self._warmed(first, first_arrivals, repeats)
+            if row.warmed:
                 row.verdict, row.note = WARMUP, "the first run alone grew"
             return None
         return self._leak(decision, repeats)
 
-    def _grew(self, first: Growth, arrivals: int) -> bool:
-        """Whether the first run was over a limit for sure: a collection may have taken what was older."""
-        limits, row = self._limits, self._row
-        kept = max(first.heap or 0, first.rss or 0)
-        over = limits.growth is not None and kept > limits.growth
-        return over or arrivals > 0 or (limits.peak is not None and row.peak is not None and row.peak >= limits.peak)
+    def _warmed(self, first: Growth, arrivals: Mapping[str, int], repeats: Sequence[Repeat]) -> list[dict[str, Any]]:
+        """What the first run was over its limit by, for sure: a collection may have taken what was older."""
+        limits, row, found = self._limits, self._row, []
+        for metric in ("heap", "rss"):
+            kept = getattr(first, metric)
+            if not found and limits.growth is not None and (kept or 0) > limits.growth:
+                found.append({"metric": metric, "first": kept, "again": [getattr(one.growth, metric) or 0 for one in repeats]})
+        for channel, count in arrivals.items():
+            again = [sum(one.number for one in repeat.arrivals if one.channel == channel) for repeat in repeats]
+            found.append({"metric": channel, "first": count, "again": again})
+        if limits.peak is not None and row.peak is not None and row.peak >= limits.peak:
+            found.append(
+                {"metric": "peak", "first": row.peak, "again": [one.peak.bytes for one in repeats if one.peak is not None]}
+            )
+        return found
 
     # -- repeating -------------------------------------------------------------------------------------------------------------
 

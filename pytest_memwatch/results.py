@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
+BYTES = ("heap", "rss", "python", "peak")
+"""The metrics that are bytes; the others are counts."""
 LEAK, WARMUP, SUSPECT, CLEAN = "leak", "warm-up", "suspect", "clean"
 
 
@@ -44,6 +46,8 @@ class Row:
     location: list[Any] = field(default_factory=list)
     """File and line of the test."""
     reruns: int = 0
+    warmed: list[dict[str, Any]] = field(default_factory=list)
+    """What the first run alone exceeded: `metric`, `first`, and `again` of each repetition."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,6 +142,8 @@ class Results:
 
 def size_of(row: Row) -> int:
     """What a test is ranked by: bytes of a repetition, else of the first run; a resource counts for 1 MiB each."""
+    if row.warmed:
+        return max(int(one["first"]) * (1 if one["metric"] in BYTES else 2**20) for one in row.warmed)
     if row.metric in ("heap", "rss", "python") and row.repeats:
         return row.repeats[-1]
     if row.metric == "peak":

@@ -12,7 +12,7 @@ from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLoca
 
 from memwatch import units
 from memwatch.gate.judging import MemoryGrowth
-from pytest_memwatch import files
+from pytest_memwatch import files, words
 from pytest_memwatch.baseline import Comparison
 from pytest_memwatch.options import Settings
 from pytest_memwatch.results import LEAK, SUSPECT, WARMUP, Results, Row, size_of
@@ -54,10 +54,9 @@ def summary(reporter: Any, results: Results, settings: Settings, stale: list[dic
     for row in suspects[: settings.top]:
         write(f"suspect: {row.nodeid}: {row.note}")
     if warm:
-        write(f"warm-ups, not leaks (growth of the first run alone): {len(warm)}")
+        write(f"warm-ups, not leaks (what the first run alone kept): {len(warm)}")
         for row in warm[: settings.top]:
-            again = ", ".join(units.format_size(size) for size in row.repeats)
-            write(f"  {units.format_size(row.growth):>9}  {row.nodeid}  (again: {again})")
+            write(f"  {row.nodeid}: {words.warm_up(row)}")
     for line in comparison.lines():
         write(line)
     _worst(write, results, settings.top)

@@ -112,6 +112,36 @@ def test_a_fixture_is_told_with_the_file_it_stands_in(pytester: pytest.Pytester)
     }  # fmt: skip
 
 
+def test_a_warm_up_is_told_by_what_warmed_up_the_largest_first(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import functools, socket
+        KEPT = []
+
+        @functools.cache
+        def connection():
+            return socket.socket()
+
+        @functools.cache
+        def cached(size):
+            return bytearray(size)
+
+        def test_small():
+            cached(3_000_000)
+
+        def test_socket():
+            connection()
+
+        def test_large():
+            cached(9_000_000)
+    """, "--memwatch-md=out.md")  # fmt: skip
+    assert outcome.verdicts() == dict.fromkeys(("test_small", "test_socket", "test_large"), "warm-up")
+    large, small, fd = re.search(r"warm-ups.*: 3\n(.*)\n(.*)\n(.*)\n", outcome.text).groups()  # type: ignore[union-attr]
+    assert large.startswith("  test_it.py::test_large: 8.5") and " on the first run, " in large and "MiB again" not in large
+    assert small.startswith("  test_it.py::test_small: 2.8")
+    assert fd == "  test_it.py::test_socket: 1 open descriptor on the first run, none again"
+    assert "test_socket: 1 open descriptor on the first run, none again" in (pytester.path / "out.md").read_text()
+
+
 def test_the_same_leak_in_many_tests_is_told_once_at_the_end(pytester: pytest.Pytester) -> None:
     outcome = run(pytester, """
         import pytest
