@@ -24,7 +24,7 @@ from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.peaks import Peak, PeakMeter, read_mark
 from memwatch.gate.readings import Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
-from pytest_memwatch import baseline, crashlog, files, terminal
+from pytest_memwatch import baseline, crashlog, files, inside, terminal
 from pytest_memwatch.judge import Case
 from pytest_memwatch.limits import ALIASES, Limits, Rules
 from pytest_memwatch.measure import Watch
@@ -305,9 +305,13 @@ class Gate:
     def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
         report = yield
         error = None if call.excinfo is None else call.excinfo.value
-        if isinstance(error, MemoryGrowth) and report.failed:
-            report.longrepr = terminal.failure(item, error)
         watch = self._watch
+        if isinstance(error, MemoryGrowth):
+            if inside.is_of_gate(error):
+                if report.failed:
+                    report.longrepr = terminal.failure(item, error)  # all its frames are pytest's and ours
+            elif watch is not None and watch.item is item:
+                inside.fill(self._row, error, item.config.rootpath)
         if watch is not None and watch.item is item and call.when == "teardown":
             row = self._row
             now = self._reader.read(small=True)

@@ -104,7 +104,8 @@ class Case:
 
     def _warmed(self, first: Growth, arrivals: Mapping[str, int], repeats: Sequence[Repeat]) -> list[dict[str, Any]]:
         """What the first run was over its limit by, for sure: a collection may have taken what was older."""
-        limits, row, found = self._limits, self._row, []
+        limits, row = self._limits, self._row
+        found: list[dict[str, Any]] = []
         for metric in ("heap", "rss"):
             kept = getattr(first, metric)
             if not found and limits.growth is not None and (kept or 0) > limits.growth:

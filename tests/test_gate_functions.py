@@ -75,6 +75,18 @@ def test_a_peak_is_measured_by_every_engine(engine: str) -> None:
         bytearray(b"x") * 40_000_000
 
 
+@pytest.mark.skipif(not has_memray(), reason="memray knows the lines of a peak")
+def test_a_peak_is_told_with_the_line_that_allocated_it() -> None:
+    with (
+        pytest.raises(
+            MemoryGrowth, match=r"the block peaked at .*\n  allocated at  test_gate_functions.py:\d+ .* 38.1 MiB"
+        ) as caught,
+        memwatch.limit(peak="20MB", engine="memray"),
+    ):
+        bytearray(b"x") * 40_000_000
+    assert caught.value.finding["exceeded"] == ["peak"] and caught.value.finding["sites"][0]["bytes"] >= 40_000_000
+
+
 def test_native_memory_that_no_engine_sees_shows_in_the_peak(python: Run) -> None:
     done = python("""
         import ctypes, memwatch

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import textwrap
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -47,16 +50,16 @@ def test_exitfirst_stops_at_a_leak(pytester: pytest.Pytester) -> None:
     assert outcome.counts() == {"failed": 1} and outcome.status == 1
 
 
-def test_pdb_enters_at_a_leak(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(test_it=__import__("textwrap").dedent(LEAK))
-    import subprocess
-    import sys
+def under_pdb(pytester: pytest.Pytester, source: str, commands: str) -> subprocess.CompletedProcess[str]:
+    """A run whose debugger is typed to."""
+    pytester.makepyfile(test_it=textwrap.dedent(source))
+    command = [sys.executable, "-m", "pytest", *LOADED, "--memwatch", "--pdb", "-x", "test_it.py"]
+    return subprocess.run(command, input=commands, capture_output=True, text=True, cwd=pytester.path, timeout=60, check=False)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *LOADED, "--memwatch", "--pdb", "-x", "test_it.py"],
-        input="p 'in the debugger'\nc\n", capture_output=True, text=True, cwd=pytester.path, timeout=60, check=False,
-    )  # fmt: skip
-    assert "in the debugger" in done.stdout and "MemoryGrowth" in done.stdout and done.returncode == 1
+
+def test_pdb_enters_at_a_leak_with_the_test_at_hand(pytester: pytest.Pytester) -> None:
+    done = under_pdb(pytester, LEAK, "p 'in the debugger', len(item.module.KEPT) > 3\nc\n")
+    assert "('in the debugger', True)" in done.stdout and "MemoryGrowth" in done.stdout and done.returncode == 1
 
 
 def test_mode_warn_warns_and_mode_report_only_reports(pytester: pytest.Pytester) -> None:
@@ -257,6 +260,66 @@ def test_the_test_that_ran_when_the_process_was_killed_is_named_by_the_next_sess
     outcome = run(pytester, "def test_other(): pass")
     assert "killed: worker main was killed or crashed while it ran test_it.py::test_killer; RSS when it began" in outcome.text
     assert "killed:" not in run(pytester, None).text
+
+
+IN_BLOCKS = """
+    import weakref
+    KEPT = []
+
+    class Session:
+        pass
+
+    def test_block(memwatch):
+        with memwatch.limit(growth="1MB"):  # line 8
+            KEPT.append(bytearray(5_000_000))
+
+    def test_point(memwatch):
+        memwatch.checkpoint("start")
+        KEPT.append(bytearray(5_000_000))
+        memwatch.checkpoint("end", growth="1MB")  # line 14
+
+    def test_collected(memwatch):
+        KEPT.append(Session())
+        memwatch.assert_collected(weakref.ref(KEPT[-1]))  # line 18
+
+    def leaks():
+        KEPT.append(bytearray(1000))
+
+    def test_calls(memwatch):
+        memwatch.assert_no_leak(leaks, times=20)  # line 24
+"""
+
+
+@pytest.mark.parametrize("style", ["long", "short", "line"])
+def test_what_a_block_or_a_call_found_inside_a_test_is_told_with_the_line_of_the_test(
+    pytester: pytest.Pytester, style: str
+) -> None:
+    outcome = run(pytester, IN_BLOCKS, f"--tb={style}", "--memwatch-md=out.md", "--memwatch-html=out.html")
+    assert outcome.counts() == {"failed": 4}
+    texts = (
+        outcome.text[outcome.text.index("= memwatch =") :],
+        (pytester.path / "out.md").read_text(),
+        (pytester.path / "out.html").read_text(),
+    )
+    for line, name in ((8, "block"), (14, "point"), (18, "collected"), (24, "calls")):
+        assert re.search(rf"test_it.py:{line}: ", outcome.text), outcome.text
+        row = outcome.row(f"test_{name}")
+        assert (
+            row["verdict"] == "leak"
+            and row["message"].endswith(f"at  test_it.py:{line}")
+            and row["location"] == ["test_it.py", line]
+        )
+        assert all(f"test_{name}" in text for text in texts)
+    assert "memwatch/gate" not in outcome.text and len(outcome.data["groups"]) == 4
+    if style == "line":
+        return
+    failures = outcome.text[outcome.text.index("= FAILURES =") : outcome.text.index("= memwatch =")]
+    assert 'with memwatch.limit(growth="1MB"):' in failures and "the block keeps 4.77 MiB" in failures
+
+
+def test_a_block_that_fails_under_pdb_shows_the_frame_of_the_test(pytester: pytest.Pytester) -> None:
+    done = under_pdb(pytester, IN_BLOCKS, "p len(KEPT), Session\nc\n")
+    assert "(1, <class 'test_it.Session'>)" in done.stdout
 
 
 def test_the_fixture_limits_a_block_and_shows_checkpoints(pytester: pytest.Pytester) -> None:

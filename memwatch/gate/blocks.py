@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from memwatch import units
 from memwatch.gate import resources
@@ -16,6 +16,7 @@ from memwatch.gate.limits import count_of, size_of
 from memwatch.gate.peaks import Peak, PeakMeter
 from memwatch.gate.readings import RESOURCES, Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
+from memwatch.model import Suspect
 
 
 class Measured:
@@ -82,10 +83,15 @@ class Measured:
             self.peak, self.peak_engine = peak.bytes, peak.engine
         problems = self._problems(peak)
         if problems:
-            raise MemoryGrowth("; ".join(problems), self.to_dict())
+            finding = {**self.to_dict(), "exceeded": [metric for metric, _ in problems]}
+            text = "; ".join(text for _, text in problems)
+            if peak is not None and peak.sites and "peak" in finding["exceeded"]:
+                finding["sites"] = [Suspect(label, size).to_dict() for label, size in peak.sites]
+                text += "".join(f"\n  allocated at  {label}  {units.format_size(size)}" for label, size in peak.sites[:2])
+            raise MemoryGrowth(text, finding)
         return False
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """The numbers as plain data."""
         return {
             "growth": self.growth,
@@ -101,30 +107,25 @@ class Measured:
     def _counted(self) -> list[str]:
         return [channel for channel, most in self._count_limits.items() if most is not None]
 
-    def _problems(self, peak: Peak | None) -> list[str]:
+    def _problems(self, peak: Peak | None) -> list[tuple[str, str]]:
+        """What was exceeded (`heap`, `rss`, `peak` or the name of a resource), and how it is said."""
         problems = []
         limit, grown = self._growth_limit, self.growth
         outside = (self.details.rss or 0) - max(0, self.details.heap or 0)
         if limit is not None and grown is not None and grown > limit:
-            problems.append(
-                f"{self._what} keeps {units.format_size(grown)} ({parts(self.details)}), limit {units.format_size(limit)}; "
-                "measured once"
-            )
+            text = f"{self._what} keeps {units.format_size(grown)} ({parts(self.details)}), limit {units.format_size(limit)}"
+            problems.append(("rss" if self.details.heap is None else "heap", f"{text}; measured once"))
         elif limit is not None and self.details.heap is not None and outside > limit:
-            problems.append(
-                f"{self._what} keeps {units.format_size(self.details.rss)} of resident memory outside malloc "
-                f"({parts(self.details)}), limit {units.format_size(limit)}; measured once"
-            )
+            text = f"{self._what} keeps {units.format_size(self.details.rss)} of resident memory outside malloc"
+            problems.append(("rss", f"{text} ({parts(self.details)}), limit {units.format_size(limit)}; measured once"))
         if peak is not None and self._peak_limit is not None and peak.bytes >= self._peak_limit:
-            problems.append(
-                f"{self._what} peaked at {units.format_size(peak.bytes)} (by {peak.engine}), "
-                f"limit {units.format_size(self._peak_limit)}"
-            )
+            text = f"{self._what} peaked at {units.format_size(peak.bytes)} (by {peak.engine})"
+            problems.append(("peak", f"{text}, limit {units.format_size(self._peak_limit)}"))
         for channel, most in self._count_limits.items():
             came = [arrival for arrival in self.resources if arrival.channel == channel]
             count = sum(arrival.number for arrival in came)
             if most is not None and count > most:
-                problems.append(f"{self._what} leaves {counted(count, channel)}: {came[0].group}")
+                problems.append((channel, f"{self._what} leaves {counted(count, channel)}: {came[0].group}"))
         return problems
 
 
@@ -231,7 +232,8 @@ def checkpoint(tag: str, *, growth: str | int | None = None) -> Checkpoint:
     if before is not None and most is not None and kept is not None and kept > most:
         raise MemoryGrowth(
             f"{units.format_size(kept)} kept between {before.tag!r} and {tag!r} ({parts(point.growth)}), "
-            f"limit {units.format_size(most)}; measured once"
+            f"limit {units.format_size(most)}; measured once",
+            {"growth": kept, "exceeded": ["rss" if point.growth.heap is None else "heap"]},
         )
     return point
 

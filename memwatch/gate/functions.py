@@ -102,7 +102,7 @@ def assert_no_leak(
         raise MemoryGrowth(
             f"each round leaves more: {named(arrival.number, arrival.channel)} after {calls} calls: {arrival.group}"
             + "".join(f"\n  made at  {line}" for line in arrival.trail[:2]),
-            {"calls": calls, "resources": [one._asdict() for one in arrived]},
+            {"calls": calls, "resources": [one._asdict() for one in arrived], "exceeded": [arrival.channel]},
         )
     raise _leak(function, rates, rounds, calls, most)
 
@@ -135,9 +135,16 @@ def _leak(function: Callable[[], object], rates: list[float], rounds: list[Growt
                 function()
         sites = meter.suspects(round(rate * 20))
     lines += [f"  allocated at  {site.label}" for site in sites[:2]]
-    if not native:
-        lines += ["  held by  " + " → ".join((holder.label, *holder.trail)) for holder in found.holders[:1]]
-    finding: dict[str, Any] = {"per_call": rate, "rates": rates, "kind": kind, "sites": [site.to_dict() for site in sites]}
+    held_by = [(holder.label, *holder.trail) for holder in found.holders[:1] if not native]
+    finding: dict[str, Any] = {
+        "per_call": rate,
+        "rates": rates,
+        "kind": kind,
+        "sites": [site.to_dict() for site in sites],
+        "held_by": list(held_by[0]) if held_by else [],
+        "exceeded": ["rss" if rss_only else "heap"],
+    }
+    lines += ["  held by  " + " → ".join(way) for way in held_by]
     return MemoryGrowth("\n".join(lines), finding)
 
 

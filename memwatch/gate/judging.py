@@ -33,6 +33,9 @@ class MemoryGrowth(AssertionError):
         return type(self), (str(self), self.finding)
 
 
+MemoryGrowth.__module__ = "memwatch"  # where people import it from, and what a traceback calls it
+
+
 class Decision(NamedTuple):
     """What the repetitions say."""
 

@@ -47,11 +47,11 @@ def assert_collected(subject: object, *, what: str | None = None) -> None:
     name = what or names.type_name(type(target))
     path = way_to_root(target, ignored=[caller, sys._getframe()])
     if path is not None:
-        raise MemoryGrowth(f"{name} is still alive\n  held by  " + " → ".join(path), {"held_by": path})
+        raise MemoryGrowth(f"{name} is still alive\n  held by  " + " → ".join(path), {"held_by": path, "exceeded": ["objects"]})
     if weak:
         holder = _local_name(caller, target)
         told = f"local variable {holder} of {caller.f_code.co_qualname}" if holder else "no Python object that could be found"
-        raise MemoryGrowth(f"{name} is still alive\n  held by  {told}", {"held_by": [told]})
+        raise MemoryGrowth(f"{name} is still alive\n  held by  {told}", {"held_by": [told], "exceeded": ["objects"]})
 
 
 def _local_name(frame: types.FrameType, target: object) -> str | None:
