@@ -13,7 +13,7 @@ from pathlib import Path
 from memwatch import units
 from pytest_memwatch import words
 from pytest_memwatch.options import Settings
-from pytest_memwatch.results import CLEAN, LEAK, SUSPECT, WARMUP, Results, Row, size_of
+from pytest_memwatch.results import CLEAN, INSIDE, LEAK, SUSPECT, WARMUP, Results, Row, size_of
 
 MOST_BARS = 25
 COLOURS = {LEAK: "#c0392b", SUSPECT: "#d68910", WARMUP: "#7f8c8d", CLEAN: "#2e86c1"}
@@ -45,7 +45,7 @@ def workflow_commands(results: Results) -> list[str]:
         for row in results.of(verdict):
             file, line = (row.location[0], row.location[1]) if len(row.location) == 2 else ("", 1)
             text = _command(f"{row.nodeid}: {row.message or row.note or ''}")
-            told.append(f"::{level} file={_property(str(file))},line={line},title=memwatch: {verdict}::{text}")
+            told.append(f"::{level} file={_property(str(file))},line={line},title=memwatch: {row.label}::{text}")
     return told
 
 
@@ -61,7 +61,7 @@ def as_markdown(results: Results) -> str:
     """A summary for a pull request."""
     leaks, warm, suspects = results.of(LEAK), results.of(WARMUP), results.of(SUSPECT)
     lines = [
-        f"### memwatch: {len(leaks)} leak, {len(suspects)} suspect, {len(warm)} warm up, {results.checked} tests checked",
+        f"### memwatch: {words.counts(results)}, {results.checked} tests checked",
         "",
     ]
     if leaks:
@@ -89,6 +89,8 @@ def as_markdown(results: Results) -> str:
 
 def _first_trail(row: Row) -> str:
     trail = row.resources[0]["trail"] if row.resources else []
+    if not trail and row.kind == INSIDE:
+        return ":".join(map(str, row.location))
     return str(trail[0]) if trail else ""
 
 
@@ -103,7 +105,7 @@ def as_html(results: Results) -> str:
     wide = sorted(results.fixtures.values(), key=lambda one: -one.growth)[:MOST_BARS]
     fixtures = [(f"{one.name} [{one.scope}]", max(0, one.growth), "#8e44ad") for one in wide if one.growth > 0]
     findings = "".join(_finding(row) for verdict in (LEAK, SUSPECT, WARMUP) for row in results.of(verdict))
-    counts = f"{results.checked} tests checked: " + ", ".join(f"{len(results.of(one))} {one}" for one in (LEAK, SUSPECT, WARMUP))
+    counts = f"{results.checked} tests checked: {words.counts(results)}"
     total = f"suite growth {units.format_size(results.growth, sign=True)}, peak RSS {units.format_size(results.peak_rss)}"
     return PAGE.format(
         counts=html.escape(counts),
@@ -145,7 +147,7 @@ def course(values: list[int]) -> str:
 def _finding(row: Row) -> str:
     text = html.escape(row.message or words.warm_up(row) or row.note or "")
     values = [row.growth or 0, *row.repeats] if row.metric in ("heap", "rss", "python") else list(row.repeats)
-    return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.verdict)}</small></h3>{course(values)}<pre>{text}</pre>"
+    return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.label)}</small></h3>{course(values)}<pre>{text}</pre>"
 
 
 PAGE = """<!doctype html>

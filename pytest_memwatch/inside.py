@@ -11,7 +11,7 @@ from types import CodeType
 from memwatch.evidence import names
 from memwatch.gate.judging import MemoryGrowth
 from memwatch.model import Suspect
-from pytest_memwatch.results import LEAK, Row
+from pytest_memwatch.results import INSIDE, LEAK, Row
 
 
 def is_of_gate(error: MemoryGrowth) -> bool:
@@ -25,7 +25,7 @@ def fill(row: Row, error: MemoryGrowth, root: Path) -> None:
     exceeded = [str(one) for one in finding.get("exceeded", ())]
     row.verdict, row.message = LEAK, str(error)
     row.metric = next(iter(exceeded), None)
-    row.kind = "inside the test"
+    row.kind = INSIDE
     if "peak" in exceeded:
         row.peak, row.peak_engine = finding["peak"], finding["peak_engine"]
     row.sites = list(finding.get("sites", ()))
@@ -39,7 +39,7 @@ def fill(row: Row, error: MemoryGrowth, root: Path) -> None:
         shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
         row.location = [shown, line]
         row.message = f"{row.message}\nat  {shown}:{line}"
-        row.fingerprint = "|".join((row.kind, row.metric or "", shown, code.co_qualname))
+        row.fingerprint = "|".join((INSIDE, row.metric or "", shown, code.co_qualname))
 
 
 def _place_of(error: MemoryGrowth) -> tuple[CodeType, int] | None:

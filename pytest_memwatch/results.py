@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
+INSIDE = "inside the test"
+"""The `kind` of what a block or a function of memwatch's found while the test ran."""
 BYTES = ("heap", "rss", "python", "peak")
 """The metrics that are bytes; the others are counts."""
 LEAK, WARMUP, SUSPECT, CLEAN = "leak", "warm-up", "suspect", "clean"
@@ -48,6 +50,11 @@ class Row:
     reruns: int = 0
     warmed: list[dict[str, Any]] = field(default_factory=list)
     """What the first run alone exceeded: `metric`, `first`, and `again` of each repetition."""
+
+    @property
+    def label(self) -> str:
+        """The verdict as people are told it: what was used at once and given back is no leak, though it fails all the same."""
+        return "peak" if self.verdict == LEAK and self.metric == "peak" else self.verdict
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -133,7 +140,7 @@ class Results:
         }
 
     def groups(self) -> dict[str, list[Row]]:
-        """Leaks by fingerprint."""
+        """Leaks, and peaks over their limits, by fingerprint."""
         found: dict[str, list[Row]] = {}
         for row in self.of(LEAK):
             found.setdefault(row.fingerprint or row.nodeid, []).append(row)

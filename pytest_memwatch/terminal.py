@@ -49,8 +49,11 @@ def summary(reporter: Any, results: Results, settings: Settings, stale: list[dic
     reporter.section("memwatch", sep="=")
     for told in [*stale, *results.crashes]:
         write("killed: " + crash_text(told))
-    for rows in results.groups().values():
-        _group(write, rows)
+    groups = list(results.groups().values())
+    for rows in groups[: settings.top]:
+        _group(write, rows, whole=settings.mode == "report")
+    if len(groups) > settings.top:
+        write(f"and {len(groups) - settings.top:,} more")
     for row in suspects[: settings.top]:
         write(f"suspect: {row.nodeid}: {row.note}")
     if warm:
@@ -69,19 +72,18 @@ def summary(reporter: Any, results: Results, settings: Settings, stale: list[dic
                 write(f"  {units.format_size(fixture.growth):>9}  {fixture.name}  [{fixture.scope}{times}]")
     peak = "" if results.peak_rss is None else f", peak RSS {units.format_size(results.peak_rss)}"
     total = "" if results.growth is None else f", suite growth {units.format_size(results.growth, sign=True)}"
-    write(f"{results.checked} tests checked: {len(leaks)} leak, {len(suspects)} suspect, {len(warm)} warm up{total}{peak}")
+    write(f"{results.checked} tests checked: {words.counts(results)}{total}{peak}")
 
 
-def _group(write: Any, rows: list[Row]) -> None:
+def _group(write: Any, rows: list[Row], *, whole: bool) -> None:
+    """One line for all tests of one leak; the *whole* of it where no failure and no warning has told it above."""
     first = rows[0]
-    head = (first.message or "").splitlines()
-    write(f"leak: {first.nodeid}: {head[0] if head else ''}")
-    for line in head[1:]:
+    others = ", ".join(row.nodeid for row in rows[1:4])
+    alike = f" (alike in {len(rows) - 1} more: {others}{' …' if len(rows) > 4 else ''})" if len(rows) > 1 else ""
+    write(f"{first.label}: {first.nodeid}: {words.headline(first)}{alike}")
+    for line in (first.message or "").splitlines()[1:] if whole else ():
         if line.startswith(("allocated at", "opened at", "made at", "held by", "left open")):
             write(f"      {line}")
-    if len(rows) > 1:
-        others = ", ".join(row.nodeid for row in rows[1:4])
-        write(f"      alike in {len(rows) - 1} more: {others}{' …' if len(rows) > 4 else ''}")
 
 
 def _worst(write: Any, results: Results, top: int) -> None:

@@ -5,9 +5,12 @@ Law: a count is never shown as bytes.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 from memwatch import units
 from memwatch.gate.blocks import NOUNS, counted
-from pytest_memwatch.results import Row
+from pytest_memwatch.results import LEAK, SUSPECT, WARMUP, Results, Row
 
 
 def amount(metric: str | None, value: int) -> str:
@@ -19,6 +22,19 @@ def amount(metric: str | None, value: int) -> str:
     if metric == "resources":
         return f"{value:,} resource{'' if value == 1 else 's'}"
     return units.format_size(value)
+
+
+def counts(results: Results) -> str:
+    """`4 leak, 1 peak, 0 suspect, 2 warm up`."""
+    found = Counter(row.label for row in results.rows.values())
+    peaks = f", {found['peak']} peak" if found["peak"] else ""
+    return f"{found[LEAK]} leak{peaks}, {found[SUSPECT]} suspect, {found[WARMUP]} warm up"
+
+
+def headline(row: Row) -> str:
+    """The first line of what was found, without the numbers of each repetition."""
+    lines = (row.message or row.note or "").splitlines()
+    return re.sub(r"; (in )?each of \d+ re-runs: .*", "", lines[0]) if lines else ""
 
 
 def warm_up(row: Row) -> str:

@@ -159,8 +159,32 @@ def test_the_same_leak_in_many_tests_is_told_once_at_the_end(pytester: pytest.Py
     """)  # fmt: skip
     assert outcome.counts() == {"failed": 3}
     summary = outcome.text[outcome.text.index("= memwatch =") :]
-    assert summary.count("leak: ") == 1 and "alike in 2 more: " in summary
+    assert summary.count("leak: ") == 1 and "(alike in 2 more: " in summary
     assert [len(group["tests"]) for group in outcome.data["groups"]] == [3]
+
+
+def test_the_summary_has_a_line_for_each_distinct_leak_as_many_as_asked_for_and_counts_peaks_apart(
+    pytester: pytest.Pytester,
+) -> None:
+    source = """
+        import pytest
+        KEPT = []
+
+        @pytest.mark.memwatch(peak="5MB")
+        def test_peak():
+            bytearray(9_000_000)
+    """ + "".join(f"\n        def test_leak_{i}():\n            KEPT.append(bytearray({i + 2}_000_000))\n" for i in range(4))
+    outcome = run(pytester, source, "--memwatch-top=2", "--memwatch-md=out.md", "--memwatch-html=out.html")
+    assert outcome.counts() == {"failed": 5}
+    summary = outcome.text[outcome.text.index("= memwatch =") : outcome.text.index("short test summary")].splitlines()[1:]
+    assert summary[0].startswith("peak: test_it.py::test_peak: Test was limited to 4.77 MiB but allocated 8.5")
+    assert summary[1] == "leak: test_it.py::test_leak_3: retains 4.77 MiB per run, limit 1.00 MiB"
+    assert summary[2] == "and 3 more"
+    assert summary[-2].startswith("5 tests checked: 4 leak, 1 peak, 0 suspect, 0 warm up")
+    assert "4 leak, 1 peak" in (pytester.path / "out.html").read_text()
+    assert (pytester.path / "out.md").read_text().startswith("### memwatch: 4 leak, 1 peak")
+    report = run(pytester, None, "--memwatch-mode=report", "-k", "leak_3").text
+    assert "      allocated at  test_it.py:" in report  # no failure has told it
 
 
 def test_junit_has_the_failure_and_the_numbers_as_properties(pytester: pytest.Pytester) -> None:
