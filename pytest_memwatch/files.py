@@ -9,14 +9,15 @@ import html
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from memwatch import units
 from pytest_memwatch import words
 from pytest_memwatch.options import Settings
-from pytest_memwatch.results import CLEAN, INSIDE, LEAK, SUSPECT, WARMUP, Results, Row, size_of
+from pytest_memwatch.results import BYTES, CLEAN, INSIDE, LEAK, SUSPECT, WARMUP, Results, Row, measure, size_of
 
 MOST_BARS = 25
-COLOURS = {LEAK: "#c0392b", SUSPECT: "#d68910", WARMUP: "#7f8c8d", CLEAN: "#2e86c1"}
+COLOURS = {LEAK: "#c0392b", "peak": "#c2559d", SUSPECT: "#d68910", WARMUP: "#7f8c8d", CLEAN: "#2e86c1"}
 
 
 def write(results: Results, settings: Settings) -> None:
@@ -100,69 +101,101 @@ def _cell(text: str) -> str:
 
 def as_html(results: Results) -> str:
     """A page by itself: bars of the largest tests and fixtures, and each finding with the course of its repetitions."""
-    rows = sorted(results.rows.values(), key=size_of, reverse=True)[:MOST_BARS]
-    tests = [(row.nodeid, max(0, size_of(row)), COLOURS.get(row.verdict, "#2e86c1")) for row in rows if size_of(row) > 0]
+    rows = [row for row in sorted(results.rows.values(), key=size_of, reverse=True) if size_of(row) > 0]
+    tests = bars([_bar(row) for row in rows if measure(row)[0] in BYTES][:MOST_BARS])
+    left = bars([_bar(row) for row in rows if measure(row)[0] not in BYTES][:MOST_BARS])  # no scale has both bytes and counts
     wide = sorted(results.fixtures.values(), key=lambda one: -one.growth)[:MOST_BARS]
-    fixtures = [(f"{one.name} [{one.scope}]", max(0, one.growth), "#8e44ad") for one in wide if one.growth > 0]
+    fixtures = bars(
+        [Bar(f"{one.name} [{one.scope}]", one.growth, units.format_size(one.growth), "#8e44ad") for one in wide if one.growth > 0]
+    )
     findings = "".join(_finding(row) for verdict in (LEAK, SUSPECT, WARMUP) for row in results.of(verdict))
     counts = f"{results.checked} tests checked: {words.counts(results)}"
     total = f"suite growth {units.format_size(results.growth, sign=True)}, peak RSS {units.format_size(results.peak_rss)}"
     return PAGE.format(
         counts=html.escape(counts),
         total=html.escape(total),
-        tests=bars(tests) or "<p>No test grew.</p>",
-        fixtures=bars(fixtures) or "<p>None.</p>",
+        tests=tests or "<p>No test grew.</p>",
+        left=left and f"<h2>Left behind</h2>{left}",
+        fixtures=fixtures or "<p>None.</p>",
         findings=findings or "<p>None.</p>",
     )
 
 
-def bars(rows: list[tuple[str, int, str]]) -> str:
-    """A bar chart as SVG: label, bytes, colour."""
-    if not rows:
-        return ""
-    largest, height = max(size for _, size, _ in rows) or 1, 22
-    parts = [f'<svg width="100%" viewBox="0 0 900 {height * len(rows) + 4}" role="img" aria-label="sizes as bars">']
-    for position, (label, size, colour) in enumerate(rows):
-        y, width = position * height, max(1, round(420 * size / largest))
-        short = label if len(label) <= 60 else "…" + label[-59:]
-        parts.append(f'<text x="400" y="{y + 15}" text-anchor="end">{html.escape(short)}</text>')
-        parts.append(f'<rect x="408" y="{y + 3}" width="{width}" height="15" fill="{colour}"/>')
-        parts.append(f'<text x="{414 + width}" y="{y + 15}">{html.escape(units.format_size(size))}</text>')
-    return "".join([*parts, "</svg>"])
+class Bar(NamedTuple):
+    """One bar of a chart."""
+
+    label: str
+    size: int
+    shown: str
+    """The size in words."""
+    colour: str
 
 
-def course(values: list[int]) -> str:
-    """The first run and its repetitions as a small column chart."""
+def _bar(row: Row) -> Bar:
+    metric, number = measure(row)
+    return Bar(row.nodeid, number, words.amount(metric, number), COLOURS[row.label])
+
+
+def bars(rows: list[Bar]) -> str:
+    """A bar chart.  Of text and boxes, so that long names wrap and a narrow window has room for it."""
+    largest = max((row.size for row in rows), default=1)
+    return "".join(
+        f'<div class="row"><div class="name">{html.escape(row.label)}</div><div class="track">'
+        f'<span class="bar" style="width: {max(0.5, 65 * row.size / largest):.1f}%; background: {row.colour}"></span>'
+        f'<span class="size">{html.escape(row.shown)}</span></div></div>'
+        for row in rows
+    )
+
+
+def course(metric: str, first: int | None, again: list[int]) -> str:
+    """The first run, where it was measured alike, and each repetition as a small column chart."""
+    values = [*([] if first is None else [first]), *again]
     if not values:
         return ""
-    largest = max(max(values), 1)
-    parts = [f'<svg width="{len(values) * 26}" height="44" role="img" aria-label="growth of each run">']
+    largest = max(*values, 1)
+    parts = [f'<figure><svg width="{len(values) * 26}" height="44" role="img" aria-label="growth of each run">']
     for position, value in enumerate(values):
         tall = max(1, round(36 * max(0, value) / largest))
-        colour = "#95a5a6" if position == 0 else "#c0392b"
-        parts.append(f'<rect x="{position * 26}" y="{42 - tall}" width="20" height="{tall}" fill="{colour}"/>')
-    return "".join([*parts, "</svg>"])
+        kind = "first" if first is not None and position == 0 else "again"
+        parts.append(f'<rect class="{kind}" x="{position * 26}" y="{42 - tall}" width="20" height="{tall}"/>')
+    told = [units.format_size(value) if metric in BYTES else f"{value:,}" for value in values]
+    before = "" if first is None else f"first run: {told.pop(0)}; "
+    return "".join([*parts, f"</svg><figcaption>{before}re-runs: {', '.join(told) or 'none'}</figcaption></figure>"])
 
 
 def _finding(row: Row) -> str:
     text = html.escape(row.message or words.warm_up(row) or row.note or "")
-    values = [row.growth or 0, *row.repeats] if row.metric in ("heap", "rss", "python") else list(row.repeats)
-    return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.label)}</small></h3>{course(values)}<pre>{text}</pre>"
+    picture = ""
+    if row.warmed:
+        metric, first = measure(row)
+        picture = course(metric, first, next(one["again"] for one in row.warmed if one["metric"] == metric))
+    elif row.repeats and row.metric is not None:
+        picture = course(row.metric, row.growth if row.metric in ("heap", "rss", "python") else None, row.repeats)
+    return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.label)}</small></h3>{picture}<pre>{text}</pre>"
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>memwatch: memory of the tests</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>memwatch: memory of the tests</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
-svg text {{ font: 12px ui-monospace, monospace; fill: #222 }} pre {{ background: #f4f4f4; padding: .7em; overflow-x: auto }}
-small {{ color: #777; font-weight: normal }}
+pre {{ background: #f4f4f4; padding: .7em; white-space: pre-wrap; overflow-wrap: anywhere }}
+h3, .name {{ overflow-wrap: anywhere }} figure {{ margin: 0 }}
+small, figcaption {{ color: #777; font-weight: normal; font-size: 13px }}
+.row {{ display: grid; grid-template-columns: 1fr 1fr; gap: 0 1em; padding: 2px 0; align-items: center }}
+.row {{ font: 12px/1.4 ui-monospace, monospace }} .name {{ text-align: right }}
+.track {{ display: flex; align-items: center; gap: .6em }} .bar {{ height: 14px; flex: none }}
+.first {{ fill: #95a5a6 }} .again {{ fill: #c0392b }}
+@media (max-width: 640px) {{ .row {{ grid-template-columns: 1fr; padding: 5px 0 }} .name {{ text-align: left }} }}
 @media (prefers-color-scheme: dark) {{
-  body {{ background: #16181c; color: #ddd }} svg text {{ fill: #ddd }} pre {{ background: #22252b }}
+  body {{ background: #16181c; color: #ddd }} pre {{ background: #22252b }} small, figcaption {{ color: #999 }}
 }}
 </style></head><body>
 <h1>Memory of the tests</h1><p>{counts}; {total}.</p>
 <h2>Tests</h2>{tests}
+{left}
 <h2>Fixtures wider than a function</h2>{fixtures}
-<h2>Findings</h2><p><small>Columns: the first run in grey, its repetitions in red.</small></p>{findings}
+<h2>Findings</h2><p><small>Columns: the first run in grey, where it was measured alike; its repetitions in red.</small></p>
+{findings}
 </body></html>
 """

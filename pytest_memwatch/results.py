@@ -147,14 +147,22 @@ class Results:
         return found
 
 
-def size_of(row: Row) -> int:
-    """What a test is ranked by: bytes of a repetition, else of the first run; a resource counts for 1 MiB each."""
+def measure(row: Row) -> tuple[str, int]:
+    """What a test is shown and ranked by, metric and number: of a repetition, else of the first run."""
     if row.warmed:
-        return max(int(one["first"]) * (1 if one["metric"] in BYTES else 2**20) for one in row.warmed)
-    if row.metric in ("heap", "rss", "python") and row.repeats:
-        return row.repeats[-1]
+        largest = max(row.warmed, key=lambda one: _rank(one["metric"], one["first"]))
+        return str(largest["metric"]), int(largest["first"])
     if row.metric == "peak":
-        return row.peak or 0
-    if row.verdict == LEAK and row.repeats:
-        return row.repeats[-1] * 2**20
-    return row.growth or 0
+        return "peak", row.peak or 0
+    if row.metric is not None and row.repeats and (row.verdict == LEAK or row.metric in BYTES):
+        return row.metric, row.repeats[-1]
+    return "heap", row.growth or 0
+
+
+def size_of(row: Row) -> int:
+    """What a test is ranked by, in bytes; a resource counts for 1 MiB each."""
+    return _rank(*measure(row))
+
+
+def _rank(metric: str, number: int) -> int:
+    return number * (1 if metric in BYTES else 2**20)

@@ -21,7 +21,7 @@ def amount(metric: str | None, value: int) -> str:
         return f"{value:,} new object{'' if value == 1 else 's'}"
     if metric == "resources":
         return f"{value:,} resource{'' if value == 1 else 's'}"
-    return units.format_size(value)
+    return f"{units.format_size(value)} at its peak" if metric == "peak" else units.format_size(value)
 
 
 def counts(results: Results) -> str:
@@ -42,9 +42,7 @@ def warm_up(row: Row) -> str:
     told = []
     for one in row.warmed:
         again = max(0, *one["again"]) if one["again"] else 0
-        noun = " at its peak" if one["metric"] == "peak" else ""
         told.append(
-            f"{amount(one['metric'], one['first'])}{noun} on the first run, "
-            f"{amount(one['metric'], again) if again else 'none'} again"
+            f"{amount(one['metric'], one['first'])} on the first run, {amount(one['metric'], again) if again else 'none'} again"
         )
     return "; ".join(told)

@@ -214,9 +214,38 @@ def test_the_reports_say_the_same_as_the_terminal(pytester: pytest.Pytester) -> 
     markdown = (pytester.path / "out.md").read_text()
     assert markdown.startswith("### memwatch: 1 leak") and "| test_it.py::test_leak | retains 4.77 MiB" in markdown
     page = (pytester.path / "out.html").read_text()
-    assert page.count("<svg") >= 3 and "test_it.py::test_leak" in page and "database" in page
+    assert page.count('class="bar"') == 2 and page.count("<svg") == 1 and "test_it.py::test_leak" in page and "database" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "::error file=test_it.py,line=8,title=memwatch: leak::" in outcome.text
+
+
+def test_the_page_shows_counts_as_counts_every_run_as_a_column_and_names_whole(pytester: pytest.Pytester) -> None:
+    name = "test_" + "with_a_name_that_is_much_longer_than_what_a_line_can_bear_" * 2
+    run(pytester, f"""
+        import pytest
+        KEPT = []
+
+        def {name}():
+            KEPT.extend([open(__file__), open(__file__)])
+
+        def test_bytes():
+            KEPT.append(bytearray(5_000_000))
+
+        @pytest.mark.memwatch(peak="5MB")
+        def test_peak():
+            bytearray(9_000_000)
+    """, "--memwatch-html=out.html")  # fmt: skip
+    page = (pytester.path / "out.html").read_text()
+    bars = dict(re.findall(r'<div class="name">([^<]*)</div>.*?<span class="size">([^<]*)</span>', page))
+    assert bars[f"test_it.py::{name}"] == "2 open descriptors" and bars["test_it.py::test_bytes"] == "4.77 MiB"
+    assert re.fullmatch(r"8.5\d MiB at its peak", bars["test_it.py::test_peak"])
+    columns = {
+        name: (part.count("<rect"), part.count('class="first"'), re.findall(r"<figcaption>(.*?)</figcaption>", part))
+        for name, part in re.findall(r"<h3>test_it.py::(\w+).*?</h3>(.*?)<pre>", page)
+    }
+    assert columns[name] == (3, 0, ["re-runs: 2, 2, 2"])
+    assert columns["test_bytes"][:2] == (4, 1) and columns["test_bytes"][2][0].endswith("re-runs: 4.77 MiB, 4.77 MiB, 4.77 MiB")
+    assert columns["test_peak"][:2] == (1, 0)
 
 
 def test_a_baseline_is_written_once_and_then_compared_with(pytester: pytest.Pytester) -> None:
