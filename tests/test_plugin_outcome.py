@@ -187,6 +187,15 @@ def test_the_summary_has_a_line_for_each_distinct_leak_as_many_as_asked_for_and_
     assert "      allocated at  test_it.py:" in report  # no failure has told it
 
 
+def test_what_the_plugin_itself_holds_between_its_two_looks_at_the_heap_is_not_among_the_types_that_grew(
+    pytester: pytest.Pytester,
+) -> None:
+    outcome = run(pytester, LEAK.replace("5_000_000", "100_000"), "--memwatch-growth=50kB")
+    grown = {one["label"]: one["count"] for one in outcome.row("test_leak")["types"]}
+    assert grown == {"bytearray": 1}
+    assert "grew  bytearray +1 (97.7 KiB)\n" in outcome.text
+
+
 def test_junit_has_the_failure_and_the_numbers_as_properties(pytester: pytest.Pytester) -> None:
     run(pytester, LEAK, "--junitxml=junit.xml")
     cases = {case.get("name"): case for case in ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")}

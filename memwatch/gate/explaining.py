@@ -62,7 +62,8 @@ class Look:
 
     def begin(self) -> None:
         """Take the baselines; the run comes right after."""
-        self._counts = _counts(self._child(census.Task(list, None, False)))
+        _name_callers()
+        self._counts = with_itself(_counts(self._child(census.Task(list, None, False))))
         try:
             module: Any = __import__("memwatch.evidence._sampler", fromlist=["running"])
             if module.running():  # a watcher of the program's own samples already: it goes on afterwards
@@ -170,6 +171,29 @@ def _counts(lines: Sequence[Mapping[str, Any]]) -> census.Counts | None:
         if line.get("what") == "types":
             return {str(name): (int(row[0]), int(row[1])) for name, row in line["types"].items()}
     return None
+
+
+def _name_callers() -> None:
+    """Have the names of the files that call us cached: the stacks of the run begin in them, and the caches are on the heap, too."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        names.short_file(frame.f_code.co_filename)
+        frame = frame.f_back
+
+
+def with_itself(counts: census.Counts | None) -> census.Counts | None:
+    """A census and the objects that it is made of, which the next one finds on the heap: a string and a tuple for each type."""
+    if counts is None:
+        return None
+    whole = dict(counts)
+    for thing in (whole, *counts, *counts.values(), *(number for row in counts.values() for number in row if number > 256)):
+        name, size = (
+            type(thing).__name__,
+            -(-sys.getsizeof(thing) // 16) * 16,
+        )  # rounded up as allocators do; smaller numbers are shared
+        count, held = whole.get(name, (0, 0))
+        whole[name] = count + 1, held + size
+    return whole
 
 
 def rank_types(before: census.Counts | None, after: census.Counts | None, growth: int) -> tuple[Suspect, ...]:
