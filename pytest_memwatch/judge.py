@@ -22,7 +22,7 @@ from memwatch.gate.blocks import counted, parts
 from memwatch.gate.explaining import Explanation, LineMeter, Look
 from memwatch.gate.judging import Decision, MemoryGrowth, course_of, decide_memory, worst
 from memwatch.gate.objects import way_to_root
-from memwatch.gate.origins import Origins
+from memwatch.gate.origins import Origins, without_ports
 from memwatch.gate.peaks import Peak
 from memwatch.gate.readings import RESOURCES, Growth, Reader, between
 from memwatch.gate.settling import PATIENCE_S, settle
@@ -361,13 +361,13 @@ class Case:
         row, channel = self._row, decision.metric
         row.kind = channel
         arrivals = [one for one in repeats[-1].arrivals if one.channel == channel]
-        origins = self._origins()
+        origins = self._origins(channel)
         lines = [
             f"leaves {counted(decision.growths[-1], channel)}, limit {row.limit}; in each of {len(repeats)} re-runs: "
             + ", ".join(map(str, decision.growths))
         ]
         for one in arrivals[:2]:
-            origin = origins.get((channel, one.group))
+            origin = origins.get((channel, without_ports(one.group)))
             made = origin.made if origin is not None and origin.made else one.trail
             row.resources.append({**one._asdict(), "trail": list(made), "held_by": list(origin.held_by) if origin else []})
             lines.append(f"left open  {one.number} × {one.group}")
@@ -381,12 +381,12 @@ class Case:
             lines.append(f"in  {fixture}")
         return lines
 
-    def _origins(self) -> dict[tuple[str, str], Any]:
+    def _origins(self, wanted: str) -> dict[tuple[str, str], Any]:
         channels = tuple(self._limits.counts)
         settle(self._reader)
         self._row.reruns += 1
         before = self._reader.read()
-        with Origins(channels) as origins:
+        with Origins((wanted,)) as origins:
             self._run()
             settle(self._reader, before, channels=channels, trim=False, patience_s=self._patience_s)
             return origins.found()
@@ -419,7 +419,7 @@ def _fingerprint(row: Row) -> str:
     what = row.kind or row.metric or ""
     site = row.sites[0]["label"] if row.sites else ""
     held = row.holders[0]["label"] if row.holders else ""
-    resource = row.resources[0]["group"] if row.resources else ""
+    resource = without_ports(row.resources[0]["group"]) if row.resources else ""
     if not site and row.resources and row.resources[0]["trail"]:
         site = row.resources[0]["trail"][0]
     if site:

@@ -13,7 +13,11 @@ pytest_plugins = ["pytester"]
     [
         ("KEPT.append(open(__file__))", "fds", ["file", "opened at  test_it.py:5", "module test_it → KEPT"]),
         ("KEPT.append(os.open(__file__, os.O_RDONLY))", "fds", ["file", "opened at  test_it.py:5"]),
-        ("KEPT.append(socket.socket())", "fds", ["socket", "opened at  test_it.py:5", "module test_it → KEPT"]),
+        ("KEPT.append(os.pipe())", "fds", ["2 × pipe", "opened at  test_it.py:5 test_leak"]),
+        ("KEPT.append(os.dup(1))", "fds", ["1 × file", "opened at  test_it.py:5 test_leak"]),
+        ("KEPT.append(socket.create_server(('127.0.0.1', 0)))", "fds",
+         ["socket listening on port", "opened at  test_it.py:5", "module test_it → KEPT"]),
+        ("KEPT.append(socket.socket())", "fds", ["1 × unconnected socket", "opened at  test_it.py:5", "module test_it → KEPT"]),
         ("threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", "threads", ["time.sleep", "made at  test_it.py:5"]),
         ("KEPT.append(subprocess.Popen(['sleep', '300']))", "children", ["child process sleep", "made at  test_it.py:5"]),
         (
@@ -21,7 +25,7 @@ pytest_plugins = ["pytester"]
             "tasks", ["task sleep"],
         ),
     ],
-    ids=["file", "descriptor", "socket", "thread", "child", "task"],
+    ids=["file", "descriptor", "pipe", "duplicate", "server", "socket", "thread", "child", "task"],
 )  # fmt: skip
 def test_a_resource_that_is_left_is_named_with_its_origin(
     pytester: pytest.Pytester, body: str, metric: str, words: list[str]

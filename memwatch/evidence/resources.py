@@ -161,7 +161,8 @@ def _descriptors() -> Iterator[Member]:
         if inode is not None:
             if sockets is None:
                 sockets = _sockets()
-            group = sockets.get(inode[1], "socket of another kind")
+            # The kernel's tables leave out what is neither bound nor connected.
+            group = sockets.get(inode[1], "unconnected socket")
         elif target.startswith("anon_inode:"):
             group = target.removeprefix("anon_inode:").strip("[]")
         elif target.startswith("pipe:"):
@@ -195,6 +196,12 @@ def _sockets() -> dict[str, str]:
     for words in _table("unix"):
         if len(words) >= 7:
             found[words[6]] = f"UNIX socket {starred(words[7])}" if len(words) > 7 else "UNIX socket (a pair, or a peer's)"
+    for words in _table("netlink"):
+        found[words[-1]] = "netlink socket"
+    for words in _table("packet"):
+        found[words[-1]] = "packet socket"
+    for protocol in ("raw", "raw6", "icmp", "icmp6"):
+        found.update((words[9], f"{protocol.removesuffix('6')} socket") for words in _table(protocol) if len(words) > 9)
     return found
 
 

@@ -1,12 +1,14 @@
 """Where the resources that a run leaves were made, and who holds them.
 
-Law: nothing of the program is patched; tracemalloc knows where an object was made, an audit hook what `os.open` was asked for.
+Law: nothing of the program is patched; tracemalloc knows where an object was made, an audit hook what `os.open` was asked for, and
+a profile function who called what makes a descriptor without an object.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tracemalloc
 from collections.abc import Sequence
@@ -56,13 +58,15 @@ def _stack(frame: FrameType | None) -> tuple[str, ...]:
 class Origins:
     """`with Origins(channels) as origins:` the run; then `origins.found()`, still inside.
 
-    Cost: tracemalloc with 24 frames for the run (allocations take 2 to 12 times as long), and a pass over the heap.
+    Cost: tracemalloc with 24 frames for the run (allocations take 2 to 12 times as long), and a pass over the heap; for descriptors
+    a profile function, which makes calls several times slower.
     """
 
     def __init__(self, channels: Sequence[str]) -> None:
         self._channels = channels
         self._tracing = False
         self._before: dict[str, dict[object, resources.Member]] = {}
+        self._calls = Descriptors()
 
     def __enter__(self) -> Origins:
         global _opened, _hooked
@@ -74,33 +78,80 @@ class Origins:
             tracemalloc.start(FRAMES)
         self._before = {channel: resources.look(channel) for channel in self._channels}
         _opened = {}
+        if "fds" in self._channels:
+            self._calls.follow()
         return self
 
     def __exit__(self, *_: object) -> None:
         global _opened
+        self._calls.leave()
         _opened = None
         if self._tracing and tracemalloc.is_tracing():
             tracemalloc.stop()
 
     def found(self) -> dict[tuple[str, str], Origin]:
-        """Channel and group to origin, for what came since."""
+        """Channel and group, `without_ports`, to origin, for what came since."""
+        self._calls.leave()
         objects = _resource_objects()
         told: dict[tuple[str, str], Origin] = {}
         for channel, before in self._before.items():
             for identity, member in resources.look(channel).items():
-                if identity in before or (channel, member.group) in told:
+                key = channel, without_ports(member.group)
+                if identity in before or key in told:
                     continue
                 thing = objects.get((channel, _number(channel, identity)))
                 made = () if thing is None else _made_at(thing)
+                if not made and channel == "fds":
+                    made = self._calls.made.get(identity, ())
                 if not made and _opened is not None and channel == "fds" and isinstance(identity, tuple):
                     made = _opened.get(str(identity[1]), ())
                 way = None
                 if thing is not None and channel != "threads":
                     way = way_to_root(thing, ignored=[objects, sys._getframe()])
                 if made or way:
-                    told[channel, member.group] = Origin(made, tuple(way or ()))
+                    told[key] = Origin(made, tuple(way or ()))
         objects.clear()
         return told
+
+
+class Descriptors:
+    """Who calls the functions that make a descriptor and no object: `os.pipe`, `os.dup`.
+
+    No audit event tells of them.  Does nothing where another profile function is set.  Calls of other threads are not followed.
+    """
+
+    MAKERS = ("pipe", "pipe2", "dup", "dup2", "openpty", "posix_openpt", "eventfd", "memfd_create", "timerfd_create", "pidfd_open")
+
+    def __init__(self) -> None:
+        self.made: dict[object, tuple[str, ...]] = {}
+        """Identity of a descriptor to the stack that made it, innermost first."""
+        self._makers = [maker for name in self.MAKERS if (maker := getattr(os, name, None)) is not None]
+        self._before: dict[object, resources.Member] = {}
+
+    def follow(self) -> None:
+        """From now on."""
+        if sys.getprofile() is None:
+            sys.setprofile(self._called)
+
+    def leave(self) -> None:
+        """No more."""
+        if sys.getprofile() == self._called:
+            sys.setprofile(None)
+
+    def _called(self, frame: FrameType, event: str, argument: object) -> None:
+        if not event.startswith("c_") or not any(argument is maker for maker in self._makers):
+            return
+        if event == "c_call":
+            self._before = resources.look("fds")
+        elif event == "c_return" and len(self.made) < MOST_OPENED:
+            for identity in resources.look("fds"):
+                if identity not in self._before:
+                    self.made[identity] = _stack(frame)
+
+
+def without_ports(group: str) -> str:
+    """The name of a group without the ports in it: the kernel gives every socket of every run another one."""
+    return re.sub(r"(?<=port )\d+|(?<=:)\d+\b", "*", group)
 
 
 def _number(channel: str, identity: object) -> object:
