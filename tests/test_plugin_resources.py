@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 from plugin_runs import run
+
+from memwatch.evidence import resources
 
 pytest_plugins = ["pytester"]
 
@@ -57,6 +62,15 @@ def test_a_resource_that_is_left_is_named_with_its_origin(
     for word in words:
         assert word in row["message"], row["message"]
     assert outcome.verdicts()["test_clean"] == "clean"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="Linux")
+def test_a_socket_of_the_kernels_is_not_taken_for_an_unconnected_one() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as kernels, socket.socket() as fresh:
+        kernels.bind((0, 0))
+        inodes = [f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in (kernels, fresh)]
+        groups = {identity[1]: one.group for identity, one in resources.look("fds").items() if isinstance(identity, tuple)}
+        assert [groups[inode] for inode in inodes] == ["netlink socket", "unconnected socket"]
 
 
 def test_what_a_wider_fixture_opens_is_its_own(pytester: pytest.Pytester) -> None:
