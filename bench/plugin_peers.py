@@ -20,15 +20,15 @@ MAJORS = (8, 9)
 def python_of(major: int) -> Path:
     """The interpreter of pytest 8 or 9 with all the peers."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["peers"]
-    return _installed(PEERS / str(major), [f"pytest=={major}.*", "click", "rich", *wanted])
+    return installed(PEERS / str(major), [f"pytest=={major}.*", "click", "rich", *wanted])
 
 
 def python_of_monitor() -> Path:
     """The interpreter of pytest-monitor, which fails on pytest 9.2 and brings memory_profiler along."""
-    return _installed(PEERS / "monitor", ["pytest==8.*", "pytest-monitor", "setuptools<81"])
+    return installed(PEERS / "monitor", ["pytest==8.*", "pytest-monitor", "setuptools<81"])
 
 
-def _installed(folder: Path, requirements: list[str]) -> Path:
+def installed(folder: Path, requirements: list[str]) -> Path:
     """An environment is made anew when what it should hold has changed, or when making it did not come to its end."""
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
     text = "\n".join(requirements)
