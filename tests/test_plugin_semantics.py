@@ -402,3 +402,21 @@ def test_a_small_leak_is_found_where_the_limit_is_small(pytester: pytest.Pyteste
             [object() for _ in range(2_000)]
     """, "--memwatch-growth=20KiB")  # fmt: skip
     assert outcome.counts() == {"failed": 1, "passed": 1}
+
+
+def test_settling_takes_nothing_from_a_program_that_does_not_come_back_by_itself(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import inspect, linecache, typing
+
+        CODE = "def made():\\n    return 1\\n"
+        linecache.cache["<made>"] = len(CODE), None, CODE.splitlines(True), "<made>"
+        exec(compile(CODE, "<made>", "exec"))
+        OPTIONAL = typing.Optional[int]
+
+        def test_generated_code_has_its_source():
+            assert inspect.getsource(made) == CODE
+
+        def test_a_type_is_the_same_object():
+            assert typing.Optional[int] is OPTIONAL
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2}
