@@ -29,7 +29,7 @@ from pytest_memwatch.limits import ALIASES, Limits, Rules
 from pytest_memwatch.measure import Watch
 from pytest_memwatch.options import load
 from pytest_memwatch.plugin import has_pytest_memray
-from pytest_memwatch.rerun import Repeater, failed_inside
+from pytest_memwatch.rerun import ENDS, Repeater, TearDown, failed_inside, tearing_down
 from pytest_memwatch.results import SUSPECT, Results, Row
 
 HEAP_READERS = ("gc", "objgraph", "pympler", "muppy")
@@ -209,31 +209,50 @@ class Gate:
         watch = self._watch
         if watch is None or self.repeater.running:
             return (yield)
-        if watch.passed and not watch.judged and not _shares_parents(item, nextitem) and item in item.session._setupstate.stack:
-            # Wider fixtures go with this test: what they free must not hide what the test keeps.
-            watch.late_error = self.repeater.finish_first(item)
-            failure = self._judge_late(watch)
+        judging = watch.passed and not watch.judged
+        alone, held = not _shares_parents(item, nextitem), False
+
+        def tear_down(exactly: TearDown) -> None:
+            # Wider fixtures that go with this test wait until it is judged: what they free must not hide what the test keeps.
+            nonlocal held
+            if judging and alone:
+                exactly(item.parent)
+                held = bool(watch.suspicion())
+            if not held:
+                exactly(nextitem)
+
+        errors: list[BaseException] = []
+        result = None
+        with tearing_down(item, tear_down) as exactly:
             try:
                 result = yield
+            except ENDS:
+                raise
             except BaseException as error:
-                raise _together(watch.late_error, failure, error) or error from None
-        else:
-            result = yield
-            failure = self._judge_late(watch) if watch.passed and not watch.judged else None
-        problem = _together(watch.late_error, failure)
+                errors.append(error)
+        if judging and not errors and (held or not alone):
+            errors += self._judge_late(watch)
+        if alone and (held or errors):
+            try:
+                exactly(nextitem)  # does nothing where it was done
+            except ENDS:
+                raise
+            except BaseException as error:
+                errors.append(error)
+        problem = _together(*errors) if errors else watch.late_error
         if problem is not None:
             raise problem
         return result
 
     # -- judging ---------------------------------------------------------------------------------------------------------------
 
-    def _judge_late(self, watch: Watch) -> MemoryGrowth | None:
+    def _judge_late(self, watch: Watch) -> list[BaseException]:
         if watch.late_error is None and watch.suspicion():
             try:
                 self._look_closer(watch, early=False)
             except MemoryGrowth as failure:
-                return failure
-        return None
+                return [failure]
+        return []
 
     def _look_closer(self, watch: Watch, *, early: bool) -> None:
         """Settle; and if it still is suspicious, repeat and judge.  Raises MemoryGrowth for a leak."""
@@ -250,11 +269,19 @@ class Gate:
             settle(self._reader, watch.baseline() if not early else None, channels=channels)
             if not watch.suspicion(settled=True):
                 return
-        if early:
+        if not early:
+            self._judge(watch)
+            return
+        try:
             watch.late_error = self.repeater.finish_first(watch.item)
             settle(self._reader, watch.baseline(), channels=channels)
-            if watch.late_error is not None or not watch.suspicion(settled=True):
-                return
+            if watch.late_error is None and watch.suspicion(settled=True):
+                self._judge(watch)
+        finally:
+            self.repeater.set_up_again(watch.item)
+
+    def _judge(self, watch: Watch) -> None:
+        __tracebackhide__ = True
         watch.judged = True
         case = Case(lambda: self._repeat(watch), watch.limits, self._reader, self._row, self._phase)
         first = watch.growth(exact=True)

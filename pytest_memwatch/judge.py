@@ -402,8 +402,8 @@ def _is_runner(site: str) -> bool:
 def _fingerprint(row: Row) -> str:
     """Free of addresses, line numbers and sizes.
 
-    Who holds it counts only where the line is not known: the search for a holder may come to no end on a busy machine, and the leak is
-    the same all the same.
+    Who holds it counts only where the line is not known: the search for a holder may come to no end on a busy machine, and the leak
+    is the same all the same.
     """
     what = row.kind or row.metric or ""
     site = row.sites[0]["label"] if row.sites else ""

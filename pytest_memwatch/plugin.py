@@ -81,6 +81,5 @@ def _gate(config: pytest.Config, *, on: bool) -> Any:
 
         gate = Gate(config, on=on)
         config.pluginmanager.register(gate, GATE)
-        config.pluginmanager.register(gate.repeater, f"{GATE}-repeater")
         config.add_cleanup(gate.close)
     return gate

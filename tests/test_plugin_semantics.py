@@ -420,3 +420,60 @@ def test_settling_takes_nothing_from_a_program_that_does_not_come_back_by_itself
             assert typing.Optional[int] is OPTIONAL
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 2}
+
+
+def test_every_set_up_has_one_tear_down_for_other_plugins_and_a_clean_test_has_one_of_each(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        COUNTS = {}
+
+        def pytest_runtest_setup(item):
+            item._span = item.name
+            COUNTS[item.name] = COUNTS.get(item.name, 0) + 1
+
+        def pytest_runtest_teardown(item, nextitem):
+            assert item.funcargs["fixture"] == "alive"
+            del item._span
+
+        def pytest_sessionfinish(session):
+            print(COUNTS)
+    """)
+    outcome = run(pytester, """
+        import functools, pytest
+
+        @functools.lru_cache
+        def table(size):
+            return bytearray(size)
+
+        @pytest.fixture
+        def fixture():
+            yield "alive"
+
+        @pytest.fixture
+        def fills(fixture):
+            yield
+            table(6_000_000)
+
+        def test_first(fixture): pass
+        class TestOne:
+            def test_warm(self, fixture): table(5_000_000)
+        class TestTwo:
+            def test_warm_late(self, fills): pass
+        def test_last(fixture): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 4}
+    assert list(outcome.verdicts().values()) == ["clean", "warm-up", "warm-up", "clean"]
+    assert "'test_first': 1, 'test_warm': 3, 'test_warm_late': 2, 'test_last': 1" in outcome.text
+
+
+def test_a_repetition_that_exits_is_a_repetition_that_failed(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import sys
+        KEPT = []
+
+        def test_once():
+            if KEPT:
+                sys.exit("already initialised")
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "warnings": 1}
+    assert "SystemExit: already initialised" in outcome.row("test_once")["note"]
