@@ -26,7 +26,7 @@ from memwatch.gate.settling import settle
 from pytest_memwatch import baseline, crashlog, files, terminal
 from pytest_memwatch.judge import Case
 from pytest_memwatch.limits import ALIASES, Limits, Rules
-from pytest_memwatch.measure import Watch
+from pytest_memwatch.measure import Older, Watch
 from pytest_memwatch.options import load
 from pytest_memwatch.plugin import has_pytest_memray
 from pytest_memwatch.rerun import ENDS, Repeater, TearDown, failed_inside, tearing_down
@@ -62,13 +62,11 @@ class Gate:
         self._reader = Reader()
         self.repeater = Repeater()
         self._watch: Watch | None = None
-        self._rss_floor = 0
         self._frozen = False
         self._first: Reading | None = None
         self._level: Reading = Reading(0, None, None, None, None, None, None, None)
         """Before the last test."""
-        self._debt = 0
-        """Bytes that came since the process was last at rest: so much of what a collection frees may be older than the test."""
+        self._older = Older()
         self._phases: dict[str, int] = {}
         self._meter_peak: Peak | None = None
         self._comparison = baseline.Comparison()
@@ -120,11 +118,13 @@ class Gate:
             settle(self._reader)
             self._first = self._level = self._reader.read(small=True)
         before = self._reader.read(small=True)
-        self._debt += max(0, _bytes(between(self._level, before)) or 0)
+        self._older = self._older.plus(between(self._level, before))
+        if self._older.matters(limits):
+            settle(self._reader)
+            before, self._older = self._reader.read(small=True), Older()
         self._level = before
-        self._rss_floor = max(self._rss_floor, before.rss or 0)
         self.log.start(item.nodeid, before.rss)
-        self._watch = Watch(item, limits, self._reader, before, self._rss_floor, self._debt)
+        self._watch = Watch(item, limits, self._reader, before, self._older)
         self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
         self._points: list[blocks.Checkpoint] = []
         blocks.listen(self._points)
@@ -260,7 +260,7 @@ class Gate:
         try:
             self._settle_and_judge(watch, early=early)
         finally:
-            self._level, self._debt = self._reader.read(small=True), 0  # there is no garbage now
+            self._level, self._older = self._reader.read(small=True), Older()  # there is no garbage now
 
     def _settle_and_judge(self, watch: Watch, *, early: bool) -> None:
         __tracebackhide__ = True
@@ -284,7 +284,7 @@ class Gate:
         __tracebackhide__ = True
         watch.judged = True
         case = Case(lambda: self._repeat(watch), watch.limits, self._reader, self._row, self._phase)
-        first = watch.growth(exact=True)
+        first = watch.growth()
         self._row.growth = _bytes(first)
         failure = case.judge(first, self._arrivals(watch))
         self._checkpoints()
@@ -337,7 +337,7 @@ class Gate:
             row = self._row
             now = self._reader.read(small=True)
             if row.growth is None:
-                row.growth = _bytes(watch.growth(exact=True)) if watch.passed else None
+                row.growth = _bytes(watch.growth(now)) if watch.passed else None
             row.rss = None if now.rss is None or watch.before.rss is None else now.rss - watch.before.rss
             if not watch.passed:
                 row.note = "failed or skipped: not judged"

@@ -477,3 +477,41 @@ def test_a_repetition_that_exits_is_a_repetition_that_failed(pytester: pytest.Py
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 1, "warnings": 1}
     assert "SystemExit: already initialised" in outcome.row("test_once")["note"]
+
+
+def test_garbage_that_the_interpreter_collects_during_a_test_does_not_hide_its_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import gc, pytest
+        KEPT = []
+        gc.disable()
+
+        @pytest.mark.parametrize("number", range(12))
+        def test_garbage(number):
+            pair = [bytearray(900_000)]
+            pair.append(pair)
+
+        def test_leak():
+            gc.collect()
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.verdicts()["test_leak"] == "leak" and outcome.counts() == {"passed": 12, "failed": 1}
+
+
+def test_mapped_memory_is_found_below_what_an_earlier_fixture_had_taken(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import mmap, pytest
+        KEPT = []
+
+        @pytest.fixture(scope="class")
+        def wide():
+            return bytearray(b"x" * 100_000_000)
+
+        class TestWide:
+            def test_uses(self, wide): pass
+            def test_uses_again(self, wide): pass
+
+        def test_leak():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2, "failed": 1} and outcome.row("test_leak")["metric"] == "rss"
