@@ -212,3 +212,25 @@ def test_the_fixture_limits_a_block_and_shows_checkpoints(pytester: pytest.Pytes
     points = outcome.row("test_checkpoints")["checkpoints"]
     assert [point["tag"] for point in points] == ["start", "after load"]
     assert abs(points[1]["growth"] - 500_000) < 50_000
+
+
+def test_a_test_that_closes_all_descriptors_keeps_its_own_files_to_itself_and_is_not_told_as_killed(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(test_it="""
+        import os
+        FILES = []
+
+        def test_closes():
+            os.closerange(3, 200)
+            FILES.extend(open(f"mine-{number}", "w") for number in range(20))
+
+        def test_after():
+            for file in FILES:
+                file.write("mine")
+                file.close()
+    """)  # fmt: skip
+    pytester.runpytest_subprocess(*LOADED, "--memwatch", "-s")  # the capture's descriptors are gone, too
+    written = {path.read_text() for path in pytester.path.glob("mine-*")}
+    assert written <= {"", "mine"} and len(list(pytester.path.glob("mine-*"))) == 20
+    assert "killed:" not in run(pytester, "def test_fine(): pass").text

@@ -9,9 +9,12 @@ guessed at.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import NamedTuple
+
+from memwatch.descriptors import identity
 
 # Running out of descriptors, memory or patience passes; it says nothing about what was asked.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
@@ -78,18 +81,16 @@ class OpenFile:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is None:
             return
-        try:
-            if _identity(descriptor) == self._identity:
+        if identity(descriptor) == self._identity:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-        except OSError:
-            pass
 
     def __del__(self) -> None:
         self.close()
 
     def _open(self) -> int:
         self.descriptor = _above_standard_streams(os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
-        self._identity = _identity(self.descriptor)
+        self._identity = identity(self.descriptor)
         return self.descriptor
 
 
@@ -108,11 +109,6 @@ def _above_standard_streams(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
     finally:
         os.close(descriptor)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
 
 
 class Memory(NamedTuple):
