@@ -17,6 +17,8 @@ import pytest
 
 from memwatch.descriptors import identity
 
+_close, _getpid, _open, _write = os.close, os.getpid, os.open, os.write  # a test may put its own in their place
+
 
 class CrashLog:
     """The log of this process; the controller reads those of its workers.
@@ -31,7 +33,7 @@ class CrashLog:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
         self._path: Path | None = None
-        self._pid = os.getpid()
+        self._pid = _getpid()
         self._stale = self._read_stale() if self._worker == "main" else []
 
     @staticmethod
@@ -48,7 +50,7 @@ class CrashLog:
 
     def start(self, nodeid: str, rss: int | None) -> None:
         """A test begins.  About 10 µs."""
-        self._write({"start": nodeid, "rss": rss, "time": round(time.time(), 3), "worker": self._worker, "pid": os.getpid()})
+        self._write({"start": nodeid, "rss": rss, "time": round(time.time(), 3), "worker": self._worker, "pid": _getpid()})
 
     def end(self, nodeid: str) -> None:
         """It has ended."""
@@ -56,11 +58,11 @@ class CrashLog:
 
     def close(self) -> None:
         """All is well: no log is left."""
-        if os.getpid() != self._pid:
+        if _getpid() != self._pid:
             return
         with contextlib.suppress(OSError):
             if self._descriptor is not None and identity(self._descriptor) == self._identity:
-                os.close(self._descriptor)
+                _close(self._descriptor)
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
         self._descriptor = None
@@ -78,12 +80,12 @@ class CrashLog:
         return self._stale
 
     def _write(self, what: dict[str, Any]) -> None:
-        if self._directory is None or os.getpid() != self._pid:
+        if self._directory is None or _getpid() != self._pid:
             return
         try:
             if self._descriptor is None or identity(self._descriptor) != self._identity:
                 self._descriptor = self._open(self._directory)
-            os.write(self._descriptor, json.dumps(what).encode("ascii", "backslashreplace") + b"\n")
+            _write(self._descriptor, json.dumps(what).encode("ascii", "backslashreplace") + b"\n")
         except OSError:
             self._directory = None  # a full or read-only disk ends the log, not the tests
 
@@ -92,7 +94,7 @@ class CrashLog:
             directory.mkdir(parents=True, exist_ok=True)
             self._path = directory / f"{self._worker}-{self._pid}.jsonl"
             self._path.unlink(missing_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = _open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
         self._identity = identity(descriptor)
         return descriptor
 

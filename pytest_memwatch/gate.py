@@ -13,7 +13,7 @@ import os
 import re
 import types
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ import pytest
 from memwatch.gate import blocks
 from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.peaks import Peak, PeakMeter, read_mark
-from memwatch.gate.readings import Growth, Reader, Reading, between
+from memwatch.gate.readings import UNREAD, Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
 from pytest_memwatch import baseline, crashlog, files, terminal
 from pytest_memwatch.judge import Case
@@ -64,7 +64,7 @@ class Gate:
         self._watch: Watch | None = None
         self._frozen = False
         self._first: Reading | None = None
-        self._level: Reading = Reading(0, None, None, None, None, None, None, None)
+        self._level: Reading = UNREAD
         """Before the last test."""
         self._older = Older()
         self._phases: dict[str, int] = {}
@@ -113,18 +113,10 @@ class Gate:
         else:
             self._freeze()
         self.repeater.remember(item)
-        if self._first is None:
-            self.log.start(item.nodeid, None)  # opens its file, which is not the test's
-            settle(self._reader)
-            self._first = self._level = self._reader.read(small=True)
-        before = self._reader.read(small=True)
-        self._older = self._older.plus(between(self._level, before))
-        if self._older.matters(limits):
-            settle(self._reader)
-            before, self._older = self._reader.read(small=True), Older()
-        self._level = before
-        self.log.start(item.nodeid, before.rss)
-        self._watch = Watch(item, limits, self._reader, before, self._older)
+        before = self._begin(item, limits)
+        self._watch = watch = Watch(item, limits, self._reader, before or UNREAD, self._older)
+        if before is None:
+            watch.blind = "not judged: memory could not be read before it"
         self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
         self._points: list[blocks.Checkpoint] = []
         blocks.listen(self._points)
@@ -136,6 +128,25 @@ class Gate:
             self._watch = None
             self.results.checked += 1
 
+    def _begin(self, item: pytest.Item, limits: Limits) -> Reading | None:
+        """The process before a test; None if it cannot be read."""
+        try:
+            if self._first is None:
+                self.log.start(item.nodeid, None)  # opens its file, which is not the test's
+                settle(self._reader)
+                self._first = self._level = self._reader.read(small=True)
+            before = self._reader.read(small=True)
+            self._older = self._older.plus(between(self._level, before))
+            if self._older.matters(limits):
+                settle(self._reader)
+                before, self._older = self._reader.read(small=True), Older()
+        except Exception:
+            self.log.start(item.nodeid, None)
+            return None
+        self._level = before
+        self.log.start(item.nodeid, before.rss)
+        return before
+
     def _is_off(self, item: pytest.Item) -> bool:
         option = self.config.option
         return bool(getattr(option, "setuponly", False) or getattr(option, "setupplan", False) or not hasattr(item, "runtest"))
@@ -146,18 +157,20 @@ class Gate:
         wide = fixturedef.scope != "function"
         if watch is None or not (wide or self.repeater.running):
             return (yield)
-        inside = watch.excluded, dict(watch.excluded_counts)
-        before = self._reader.read(small=True)
+        inside, before = (watch.excluded, dict(watch.excluded_counts)), UNREAD
+        with _reading(watch):
+            before = self._reader.read(small=True)
         try:
             return (yield)
         finally:
-            after = self._reader.read(small=True)
-            if wide:
-                asked_for = watch.excluded.less(inside[0])  # a wider fixture asked for inside has its own row
-                mine = watch.exclude(*inside, before, after).less(asked_for)
-                self.results.add_fixture(_fixture_name(fixturedef), fixturedef.scope, _bytes(mine) or 0)
-            else:
-                self._phases[f"the set-up of fixture {fixturedef.argname!r}"] = _bytes(between(before, after)) or 0
+            with _reading(watch):
+                after = self._reader.read(small=True)
+                if wide:
+                    asked_for = watch.excluded.less(inside[0])  # a wider fixture asked for inside has its own row
+                    mine = watch.exclude(*inside, before, after).less(asked_for)
+                    self.results.add_fixture(_fixture_name(fixturedef), fixturedef.scope, _bytes(mine) or 0)
+                else:
+                    self._phases[f"the set-up of fixture {fixturedef.argname!r}"] = _bytes(between(before, after)) or 0
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -184,13 +197,15 @@ class Gate:
             result = yield
         finally:
             if meter is not None:
-                watch.peak = meter.stop()
-                self._row.peak, self._row.peak_engine = watch.peak.bytes, watch.peak.engine
+                with _reading(watch):
+                    watch.peak = meter.stop()
+                    self._row.peak, self._row.peak_engine = watch.peak.bytes, watch.peak.engine
         if failed_inside(item) is not None:
             return result
         watch.passed = True
-        if watch.suspicion():
-            self._look_closer(watch, early=True)
+        with _reading(watch):
+            if watch.is_open and watch.suspicion():
+                self._look_closer(watch, early=True)
         return result
 
     def _peak_meter(self, item: pytest.Item, limits: Limits) -> PeakMeter | None:
@@ -209,7 +224,7 @@ class Gate:
         watch = self._watch
         if watch is None or self.repeater.running:
             return (yield)
-        judging = watch.passed and not watch.judged
+        judging = watch.is_open
         alone, held = not _shares_parents(item, nextitem), False
 
         def tear_down(exactly: TearDown) -> None:
@@ -217,7 +232,8 @@ class Gate:
             nonlocal held
             if judging and alone:
                 exactly(item.parent)
-                held = bool(watch.suspicion())
+                with _reading(watch):
+                    held = bool(watch.suspicion())
             if not held:
                 exactly(nextitem)
 
@@ -247,11 +263,12 @@ class Gate:
     # -- judging ---------------------------------------------------------------------------------------------------------------
 
     def _judge_late(self, watch: Watch) -> list[BaseException]:
-        if watch.late_error is None and watch.suspicion():
-            try:
-                self._look_closer(watch, early=False)
-            except MemoryGrowth as failure:
-                return [failure]
+        try:
+            with _reading(watch):
+                if watch.late_error is None and watch.suspicion():
+                    self._look_closer(watch, early=False)
+        except MemoryGrowth as failure:
+            return [failure]
         return []
 
     def _look_closer(self, watch: Watch, *, early: bool) -> None:
@@ -290,12 +307,12 @@ class Gate:
         self._checkpoints()
         if failure is None:
             if self._row.verdict == SUSPECT and self.settings.mode != "report":
-                warnings.warn(MemwatchWarning(f"{watch.item.nodeid}: suspect: {self._row.note}"), stacklevel=1)
+                _warn(f"{watch.item.nodeid}: suspect: {self._row.note}")
             return
         if self.settings.mode == "fail":
             raise failure
         if self.settings.mode == "warn":
-            warnings.warn(MemwatchWarning(f"{watch.item.nodeid}: {failure}"), stacklevel=1)
+            _warn(f"{watch.item.nodeid}: {failure}")
 
     def _repeat(self, watch: Watch) -> tuple[str | None, Peak | None]:
         run = self.repeater.run(watch.item)
@@ -335,12 +352,15 @@ class Gate:
         watch = self._watch
         if watch is not None and watch.item is item and call.when == "teardown":
             row = self._row
-            now = self._reader.read(small=True)
-            if row.growth is None:
-                row.growth = _bytes(watch.growth(now)) if watch.passed else None
-            row.rss = None if now.rss is None or watch.before.rss is None else now.rss - watch.before.rss
+            with _reading(watch):
+                now = self._reader.read(small=True)
+                if row.growth is None:
+                    row.growth = _bytes(watch.growth(now)) if watch.passed else None
+                row.rss = None if now.rss is None or watch.before.rss is None else now.rss - watch.before.rss
             if not watch.passed:
                 row.note = "failed or skipped: not judged"
+            elif watch.blind is not None:
+                row.note = watch.blind
             if not row.checkpoints:
                 self._checkpoints()
             report.memwatch = row.to_dict()
@@ -362,11 +382,8 @@ class Gate:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self._thaw()
-        if self._first is not None:
-            now = self._reader.read(small=True)
-            mark = read_mark()
-            self.results.peak_rss = max(self.results.peak_rss or 0, mark or now.rss or 0) or None
-            self.results.growth = (self.results.growth or 0) + (_bytes(between(self._first, now)) or 0)
+        with contextlib.suppress(Exception):  # the files are written without it
+            self._measure_session()
         if self.is_worker:
             self.config.workeroutput["memwatch"] = self.results.session_part()  # type: ignore[attr-defined]
             return
@@ -374,6 +391,13 @@ class Gate:
         if self._comparison.worse and session.exitstatus == pytest.ExitCode.OK and self.settings.mode == "fail":
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         files.write(self.results, self.settings)
+
+    def _measure_session(self) -> None:
+        if self._first is not None:
+            now = self._reader.read(small=True)
+            mark = read_mark()
+            self.results.peak_rss = max(self.results.peak_rss or 0, mark or now.rss or 0) or None
+            self.results.growth = (self.results.growth or 0) + (_bytes(between(self._first, now)) or 0)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -405,6 +429,27 @@ class Gate:
             gc.collect()
             gc.freeze()
             self._frozen = True
+
+
+@contextlib.contextmanager
+def _reading(watch: Watch) -> Iterator[None]:
+    """What fails in here has failed us and not the test: it is noted, and the test not judged."""
+    try:
+        yield
+    except (MemoryGrowth, *ENDS):
+        raise
+    except Exception as error:
+        watch.blind = f"not judged: memory could not be read ({type(error).__name__}: {error})"
+
+
+def _warn(text: str) -> None:
+    """Warn; where warnings are errors, too."""
+    try:
+        warnings.warn(MemwatchWarning(text), stacklevel=2)
+    except MemwatchWarning as warning:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", MemwatchWarning)
+            warnings.warn(warning, stacklevel=2)
 
 
 def _shares_parents(item: pytest.Item, nextitem: pytest.Item | None) -> bool:

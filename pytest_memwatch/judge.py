@@ -298,18 +298,18 @@ class Case:
         """Repeat once more under the sampler; and the bytes of it that the marker lets go."""
         settle(self._reader)
         look = Look(size, exempt=self._exempt())
-        look.begin()
         try:
+            look.begin()
             self._row.reruns += 1
             error, _ = self._run()
             settle(self._reader, trim=False)
+            found = look.conclude(size)
+        except Exception as problem:  # the verdict stands without it
+            look.abandon()
+            return Explanation(notes=(f"nothing more is known: {type(problem).__name__}: {problem}",)), 0
         except BaseException:
             look.abandon()
             raise
-        try:
-            found = look.conclude(size)
-        except Exception as problem:  # the verdict stands without it
-            return Explanation(notes=(f"nothing more is known: {type(problem).__name__}: {problem}",)), 0
         if error is not None:
             return Explanation(notes=(f"run once more it failed: {error}",)), 0
         return found, round(look.exempted)

@@ -75,11 +75,18 @@ class Watch:
         self.passed = False
         """The body has passed."""
         self.judged = False
+        self.blind: str | None = None
+        """Why it is not judged: a reading has failed."""
         self.late_error: BaseException | None = None
         """What an early tear-down raised: belongs to the tear-down phase."""
         self._reader = reader
         self._older = older
         self._sections = len(item._report_sections)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be judged."""
+        return self.passed and not self.judged and self.blind is None
 
     def exclude(self, so_far: Growth, counts: dict[str, int], before: Reading, after: Reading) -> Growth:
         """Leave out the set-up of a fixture that outlives the test; *so_far* and *counts* are what was left out before it began."""

@@ -515,3 +515,65 @@ def test_mapped_memory_is_found_below_what_an_earlier_fixture_had_taken(pytester
             KEPT[-1].write(bytes(8_000_000))
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 2, "failed": 1} and outcome.row("test_leak")["metric"] == "rss"
+
+
+@pytest.mark.parametrize("how", ["unittest.mock.Mock()", "unittest.mock.Mock(side_effect=RuntimeError('patched'))"])
+def test_functions_of_the_system_that_a_test_replaces_are_not_the_gates(pytester: pytest.Pytester, how: str) -> None:
+    outcome = run(pytester, f"""
+        import os, time, unittest.mock
+
+        def test_patched(monkeypatch):
+            for name in ("stat", "pread", "waitid", "listdir"):
+                monkeypatch.setattr(os, name, {how})
+            monkeypatch.setattr(time, "sleep", {how})
+
+        def test_after(): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2} and set(outcome.verdicts().values()) == {"clean"}
+    assert outcome.row("test_patched")["note"] is None
+
+
+def test_a_reading_that_fails_is_a_note_and_no_failure(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import sys
+        KEPT = []
+
+        def test_patched(monkeypatch):
+            KEPT.append(bytearray(5_000_000))
+            monkeypatch.delattr(sys, "getallocatedblocks")
+
+        def test_leak():
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "failed": 1}
+    assert outcome.row("test_patched")["note"].startswith("not judged: memory could not be read (AttributeError: ")
+    assert outcome.row("test_leak")["verdict"] == "leak"
+
+
+def test_a_suspicion_is_no_failure_where_warnings_are_errors(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_once():
+            assert not KEPT
+            KEPT.append(bytearray(5_000_000))
+    """, "-W", "error")  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "warnings": 1} and outcome.row("test_once")["verdict"] == "suspect"
+
+
+def test_a_session_without_sleep_keeps_its_verdicts(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest, time, memwatch
+        KEPT = []
+
+        @pytest.fixture(scope="session", autouse=True)
+        def awake():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(time, "sleep", lambda seconds: 1 / 0)
+                yield
+
+        @pytest.mark.xfail(strict=True, raises=memwatch.MemoryGrowth)
+        def test_leak():
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"xfailed": 1} and outcome.row("test_leak")["holders"]
