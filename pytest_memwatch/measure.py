@@ -5,6 +5,7 @@ Law: the first look is cheap (`suspicion`); everything else is paid for by suspi
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from memwatch.gate.peaks import Peak
 from memwatch.gate.readings import NOTHING, RESOURCES, SMALL_BLOCK, Growth, Reader, Reading, between
 from pytest_memwatch.limits import Limits
+from pytest_memwatch.rerun import recorded_warnings
 
 RSS_SLACK = 2**20
 """RSS is suspicious only beyond this over the limit: arenas of pymalloc come 1 MiB at a time."""
@@ -19,6 +21,10 @@ RSS_SLACK = 2**20
 
 OLD_SHARE = 0.5
 """What may be garbage of earlier tests is collected before a test once it is this part of the limit (guess)."""
+
+
+WARNING_BYTES = 200
+"""What `sys.getsizeof` does not tell of a recorded warning: its attributes, its place in the list.  Measured, 3.11 to 3.13."""
 
 
 class Older(NamedTuple):
@@ -147,4 +153,12 @@ class Watch:
         return Suspicion(memory, counts, peak)
 
     def _kept_by_pytest(self) -> int:
-        return sum(len(content) for _, _, content in self.item._report_sections[self._sections :])
+        output = sum(len(content) for _, _, content in self.item._report_sections[self._sections :])
+        return output + sum(map(_size_of, recorded_warnings()))
+
+
+def _size_of(warning: Any) -> int:
+    """Bytes of a warning that was recorded, with its message."""
+    message = getattr(warning, "message", None)
+    arguments = getattr(message, "args", ())
+    return WARNING_BYTES + sum(map(sys.getsizeof, (warning, message, arguments, *arguments)))

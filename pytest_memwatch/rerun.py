@@ -1,11 +1,12 @@
 """Running a test's item again as if it were the first time: function-scope fixtures anew, a capture of its own, no trace left.
 
-Law: what pytest keeps of a run (sections, properties, the item's stash, marks) is afterwards what it was before; and for other
+Law: what pytest keeps of a run (sections, properties, the item's stash, marks, warnings) is afterwards what it was before; and for other
 plugins every set-up has one tear-down.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -162,15 +163,24 @@ def _muted(item: pytest.Item) -> Iterator[None]:
         hook._hookimpls[:] = listeners
 
 
+def recorded_warnings() -> list[Any]:
+    """The warnings that pytest has recorded of the test that runs; empty where it does not."""
+    kept = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    return kept if type(kept) is list else []
+
+
 @contextmanager
 def _as_before(item: pytest.Item) -> Iterator[None]:
     sections, properties = list(item._report_sections), list(item.user_properties)
     words: Any = item.keywords
     marks, keywords = list(item.own_markers), dict(words._markers)
     stash = dict(item.stash._storage)
+    warned = recorded_warnings()
+    number = len(warned)
     try:
         yield
     finally:
+        del warned[number:]
         item._report_sections[:] = sections
         item.user_properties[:] = properties
         item.own_markers[:] = marks

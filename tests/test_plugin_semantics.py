@@ -577,3 +577,20 @@ def test_a_session_without_sleep_keeps_its_verdicts(pytester: pytest.Pytester) -
             KEPT.append(bytearray(5_000_000))
     """)  # fmt: skip
     assert outcome.counts() == {"xfailed": 1} and outcome.row("test_leak")["holders"]
+
+
+def test_warnings_that_pytest_records_are_not_the_tests_and_are_told_once(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import warnings
+        KEPT = []
+
+        def test_warns():
+            for number in range(4000):
+                warnings.warn(f"old {number}", DeprecationWarning)
+
+        def test_leak():
+            warnings.warn("older", DeprecationWarning)
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "failed": 1, "warnings": 4001}
+    assert outcome.verdicts() == {"test_warns": "clean", "test_leak": "leak"} and outcome.row("test_warns")["reruns"] == 0
