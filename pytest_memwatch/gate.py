@@ -69,7 +69,9 @@ class Gate:
         self._older = Older()
         self._phases: dict[str, int] = {}
         self._meter_peak: Peak | None = None
+        self._before = None if self.is_worker else baseline.read(self.settings)
         self._comparison = baseline.Comparison()
+        self._unwritten: list[str] = []
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Read the limits of every test, before any runs.
@@ -387,10 +389,14 @@ class Gate:
         if self.is_worker:
             self.config.workeroutput["memwatch"] = self.results.session_part()  # type: ignore[attr-defined]
             return
-        self._comparison = baseline.compare(self.results, self.settings)
+        self._comparison = baseline.compare(self.results, self.settings, self._before)
         if self._comparison.worse and session.exitstatus == pytest.ExitCode.OK and self.settings.mode == "fail":
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        files.write(self.results, self.settings)
+        self._unwritten = files.write(self.results, self.settings)
+        if self._comparison.failed is not None:
+            self._unwritten.append(self._comparison.failed)
+        if self._unwritten and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def _measure_session(self) -> None:
         if self._first is not None:
@@ -413,6 +419,8 @@ class Gate:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.is_worker:
+            for line in self._unwritten:
+                terminalreporter.write_line(f"memwatch: {line}", red=True)
             terminal.summary(terminalreporter, self.results, self.settings, self.log.left_behind(), self._comparison)
 
     def _thaw(self) -> None:

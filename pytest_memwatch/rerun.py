@@ -1,7 +1,7 @@
 """Running a test's item again as if it were the first time: function-scope fixtures anew, a capture of its own, no trace left.
 
-Law: what pytest keeps of a run (sections, properties, the item's stash, marks, warnings) is afterwards what it was before; and for other
-plugins every set-up has one tear-down.
+Law: what pytest keeps of a run (sections, properties, the item's stash, marks, warnings) is afterwards what it was before; and
+for other plugins every set-up has one tear-down.
 """
 
 from __future__ import annotations

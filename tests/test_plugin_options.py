@@ -349,3 +349,26 @@ def test_a_peak_that_only_the_first_run_has_is_a_warm_up(pytester: pytest.Pytest
             table()
     """)  # fmt: skip
     assert outcome.verdicts() == {"test_first": "warm-up"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"memwatch": "pytest-baseline", "tests": {"test_it.py::test_it": 5}}', "tests['test_it.py::test_it'] is no object"),
+        (
+            '{"memwatch": "pytest-baseline", "tests": {"test_it.py::test_it": {"growth": 1e999}}}',
+            "tests['test_it.py::test_it'].growth is not a whole number",
+        ),
+        ("[" * 100_000, "recursion"),
+        (None, "/dev/full is not a baseline"),
+    ],
+)
+def test_a_malformed_baseline_is_a_usage_error_before_any_test(pytester: pytest.Pytester, content: str | None, told: str) -> None:
+    name = "/dev/full" if content is None else "base.json"
+    if content is not None:
+        (pytester.path / name).write_text(content)
+    pytester.makepyfile("def test_it(): open('ran', 'w')")
+    result = pytester.runpytest_subprocess(*LOADED, "--memwatch", f"--memwatch-baseline={name}", timeout=20)
+    text = result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and f"memwatch: {name} is not a baseline" in text and told in text
+    assert "Traceback" not in text and not (pytester.path / "ran").exists()
