@@ -72,6 +72,8 @@ class Gate:
         self._before = None if self.is_worker else baseline.read(self.settings)
         self._comparison = baseline.Comparison()
         self._unwritten: list[str] = []
+        self._repeated: list[str] = []
+        """The tests of the present file that were repeated."""
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Read the limits of every test, before any runs.
@@ -284,10 +286,18 @@ class Gate:
     def _settle_and_judge(self, watch: Watch, *, early: bool) -> None:
         __tracebackhide__ = True
         channels = tuple(watch.limits.counts)
+        shared = _shared_fixture(watch.item) if self.settings.mode == "report" else None
+        if shared is not None and early:
+            return  # this mode changes no outcome: what a repetition leaves in the fixture, the next test would find
         if not watch.suspicion().peak:
             settle(self._reader, watch.baseline() if not early else None, channels=channels)
             if not watch.suspicion(settled=True):
                 return
+        if shared is not None:
+            watch.judged = True
+            self._row.growth, self._row.verdict = _bytes(watch.growth()), SUSPECT
+            self._row.note = f"it grew, but was not run again: it shares the fixture {shared}, and mode=report changes no outcome"
+            return
         if not early:
             self._judge(watch)
             return
@@ -317,6 +327,11 @@ class Gate:
             _warn(f"{watch.item.nodeid}: {failure}")
 
     def _repeat(self, watch: Watch) -> tuple[str | None, Peak | None]:
+        nodeid = watch.item.nodeid
+        if self._repeated and _file_of(self._repeated[-1]) != _file_of(nodeid):
+            self._repeated = []
+        if nodeid not in self._repeated:
+            self._repeated.append(nodeid)
         run = self.repeater.run(watch.item)
         return run.error, self._meter_peak
 
@@ -351,6 +366,12 @@ class Gate:
         error = None if call.excinfo is None else call.excinfo.value
         if isinstance(error, MemoryGrowth) and report.failed:
             report.longrepr = terminal.failure(item, error)
+        elif report.failed:
+            before = [one for one in self._repeated if one != item.nodeid and _file_of(one) == _file_of(item.nodeid)]
+            if before:
+                tests = ", ".join(one.partition("::")[2] for one in before[-3:])
+                advice = "--memwatch-rerun=0 or memwatch(rerun=0) on it, if this fails for what it has left"
+                report.sections.append(("memwatch", f"memwatch repeated {tests} before this test; {advice}"))
         watch = self._watch
         if watch is not None and watch.item is item and call.when == "teardown":
             row = self._row
@@ -462,6 +483,21 @@ def _warn(text: str) -> None:
 
 def _shares_parents(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     return nextitem is not None and nextitem.listchain()[:-1] == item.listchain()[:-1]
+
+
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _shared_fixture(item: pytest.Item) -> str | None:
+    """A fixture of the project's own that a test shares with others, set-ups of its module and class included."""
+    found: Any = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    for name, definitions in found.items():
+        file = str(getattr(getattr(definitions[-1].func, "__code__", None), "co_filename", ""))
+        installed = "site-packages" in file and not name.startswith("_")  # pytest itself makes those of setup_module and setUpClass
+        if definitions[-1].scope != "function" and not installed:
+            return f"{name} ({definitions[-1].scope})"
+    return None
 
 
 def _fixture_name(fixturedef: Any) -> str:

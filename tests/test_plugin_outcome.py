@@ -266,3 +266,35 @@ def test_a_leaked_file_whose_name_is_no_text_is_told_in_every_format(pytester: p
     assert outcome.counts() == {"failed": 1}
     assert "udcff" in (pytester.path / "out.html").read_text() and "udcff" in (pytester.path / "memwatch.json").read_text()
     assert "1 leak" in (pytester.path / "out.md").read_text()
+
+
+SHARED = """
+    import functools, pytest
+
+    @functools.lru_cache
+    def table():
+        return bytearray(5_000_000)
+
+    @pytest.fixture(scope="module")
+    def db():
+        return []
+
+    def test_insert(db):
+        table()
+        db.append("row")
+
+    def test_count(db):
+        assert len(db) == 1
+"""
+
+
+def test_a_failure_after_a_repeated_test_of_its_module_says_so(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, SHARED)
+    assert outcome.counts() == {"passed": 1, "failed": 1}
+    assert "memwatch repeated test_insert before this test; --memwatch-rerun=0 or memwatch(rerun=0) on it" in outcome.text
+
+
+def test_mode_report_repeats_no_test_that_shares_a_fixture(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, SHARED, "--memwatch-mode=report")
+    assert outcome.counts() == {"passed": 2} and outcome.verdicts() == {"test_insert": "suspect", "test_count": "clean"}
+    assert "not run again: it shares the fixture db" in outcome.row("test_insert")["note"]
