@@ -20,7 +20,7 @@ import pytest
 
 from memwatch.gate import blocks
 from memwatch.gate.judging import MemoryGrowth
-from memwatch.gate.peaks import Peak, PeakMeter, read_mark
+from memwatch.gate.peaks import Peak, PeakMeter, has_memray, read_mark
 from memwatch.gate.readings import UNREAD, Growth, Reader, Reading, between
 from memwatch.gate.settling import settle
 from pytest_memwatch import baseline, crashlog, files, terminal
@@ -34,6 +34,8 @@ from pytest_memwatch.results import SUSPECT, Results, Row
 
 HEAP_READERS = ("gc", "objgraph", "pympler", "muppy")
 """A test file with one of these names looks at the heap itself: nothing is hidden from it by freezing."""
+MOST_TOLD = 20
+"""Malformed markers that are told."""
 
 
 class MemwatchWarning(pytest.PytestWarning):
@@ -79,18 +81,21 @@ class Gate:
         """Read the limits of every test, before any runs.
 
         Raises:
-            pytest.UsageError: one is malformed; the message names the test.
+            pytest.UsageError: some are malformed; each message names its test.
         """
         for item in items:
             try:
                 limits = self.rules.of(item)
+                if limits.enabled and limits.peak is not None and self.settings.engine == "memray" and not has_memray():
+                    missing = "the engine memray (--memwatch-engine) is not installed: pip install memray"
+                    raise pytest.UsageError(f"{item.nodeid}: {missing}")
             except pytest.UsageError as error:
-                if not self.is_worker:
-                    raise
-                self._malformed[item.nodeid] = str(error)  # a worker that ends in its collection takes the controller along
+                self._malformed[item.nodeid] = str(error)
                 continue
             if limits.enabled:
                 self._limits[item.nodeid] = limits
+        if self._malformed and not self.is_worker:  # a worker that ends in its collection takes the controller along
+            raise pytest.UsageError(*list(self._malformed.values())[:MOST_TOLD])
 
     def close(self) -> None:
         """Undo everything."""
