@@ -34,6 +34,8 @@ from pytest_memwatch.results import SUSPECT, Results, Row
 
 HEAP_READERS = ("gc", "objgraph", "pympler", "muppy")
 """A test file with one of these names looks at the heap itself: nothing is hidden from it by freezing."""
+FROZEN_AT_START = 1000
+"""Python 3.12 itself begins with 375 frozen objects; more than this (guess) are the program's, and stay: who thaws, thaws all."""
 MOST_TOLD = 20
 """Malformed markers that are told."""
 
@@ -209,7 +211,7 @@ class Gate:
                 with _reading(watch):
                     watch.peak = meter.stop()
                     self._row.peak, self._row.peak_engine = watch.peak.bytes, watch.peak.engine
-        if failed_inside(item) is not None:
+        if watch.failed_inside or failed_inside(item) is not None:
             return result
         watch.passed = True
         with _reading(watch):
@@ -378,6 +380,10 @@ class Gate:
                 advice = "--memwatch-rerun=0 or memwatch(rerun=0) on it, if this fails for what it has left"
                 report.sections.append(("memwatch", f"memwatch repeated {tests} before this test; {advice}"))
         watch = self._watch
+        if watch is not None and report.failed and call.when == "call" and not watch.passed:
+            watch.failed_inside = True  # of a subtest, while the body goes on
+        if report.failed and self.repeater.running:
+            self.repeater.failed_inside = f"a subtest failed ({type(error).__name__})"
         if watch is not None and watch.item is item and call.when == "teardown":
             row = self._row
             with _reading(watch):
@@ -455,7 +461,7 @@ class Gate:
             self._frozen = False
 
     def _freeze(self) -> None:
-        if not self._frozen and self.settings.gc_freeze:
+        if not self._frozen and self.settings.gc_freeze and gc.get_freeze_count() <= FROZEN_AT_START:
             if self.config.pluginmanager.hasplugin("hypothesispytest"):
                 # It asks gc.get_referrers, which does not see what is frozen; its plugin imports it at the end in any case.
                 with contextlib.suppress(ImportError):
@@ -530,5 +536,5 @@ def _uses_memray(item: pytest.Item) -> bool:
     if code is not None and "memray" in code.co_names:
         return True
     space = getattr(getattr(item, "module", None), "__dict__", {})
-    named = [value for value in list(space.values()) if isinstance(value, type | types.ModuleType)]
+    named = [value for value in list(space.values()) if issubclass(type(value), type | types.ModuleType)]
     return any(_MEMRAY.match(str(getattr(value, name, ""))) for value in named for name in ("__name__", "__module__"))

@@ -80,6 +80,8 @@ class Watch:
         self.peak: Peak | None = None
         self.passed = False
         """The body has passed."""
+        self.failed_inside = False
+        """A subtest has failed: pytest fails the test for it later."""
         self.judged = False
         self.blind: str | None = None
         """Why it is not judged: a reading has failed."""

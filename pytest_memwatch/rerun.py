@@ -14,6 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 from _pytest.outcomes import Skipped as SkippedOutcome
 
+try:
+    from _pytest.subtests import failed_subtests_key
+except ImportError:  # pytest 8
+    _failed_subtests: Any = None
+else:
+    _failed_subtests = failed_subtests_key
+
 ENDS = (KeyboardInterrupt, pytest.exit.Exception)
 """What ends the session; everything else that is raised in a test is the test's, SystemExit and CancelledError too."""
 
@@ -32,6 +39,8 @@ class Repeater:
     def __init__(self) -> None:
         self.running = False
         """Whether a repetition is under way; the plugin's own hooks let it pass."""
+        self.failed_inside: str | None = None
+        """A failure that the running repetition has reported and not raised: of a subtest."""
         self._globs: dict[str, Any] | None = None
 
     def remember(self, item: pytest.Item) -> None:
@@ -55,6 +64,7 @@ class Repeater:
         with _as_before(item), _muted(item), self._repeating():
             # What this raises, the test has not; the tear-down takes down what there is.
             _caught(item.ihook.pytest_runtest_setup, item=item)
+            getattr(item, "instance", None)  # made when it is asked for: the tear-down of a unittest wants one to delete
 
     def run(self, item: pytest.Item) -> Run:
         """Run the whole item once more, and leave it torn down.
@@ -68,7 +78,8 @@ class Repeater:
             test.globs.update(self._globs)
         error: str | None = None
         with _as_before(item), _muted(item), self._repeating():
-            error = self._attempt(item)
+            self.failed_inside = None
+            error = self._attempt(item) or self.failed_inside
             late = self._tear_down(item)
             if error is None and late is not None:
                 error = _one_line(late)
@@ -175,12 +186,17 @@ def _as_before(item: pytest.Item) -> Iterator[None]:
     words: Any = item.keywords
     marks, keywords = list(item.own_markers), dict(words._markers)
     stash = dict(item.stash._storage)
+    subtests = None if _failed_subtests is None else item.config.stash.get(_failed_subtests, None)
+    failed = dict(subtests or {})
     warned = recorded_warnings()
     number = len(warned)
     try:
         yield
     finally:
         del warned[number:]
+        if subtests is not None:
+            subtests.clear()
+            subtests.update(failed)
         item._report_sections[:] = sections
         item.user_properties[:] = properties
         item.own_markers[:] = marks

@@ -465,6 +465,18 @@ def test_every_set_up_has_one_tear_down_for_other_plugins_and_a_clean_test_has_o
     assert "'test_first': 1, 'test_warm': 3, 'test_warm_late': 2, 'test_last': 1" in outcome.text
 
 
+def test_a_unittest_that_leaks_is_torn_down_without_an_error(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import unittest
+        KEPT = []
+
+        class TestCase(unittest.TestCase):
+            def test_leak(self):
+                KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+
+
 def test_a_repetition_that_exits_is_a_repetition_that_failed(pytester: pytest.Pytester) -> None:
     outcome = run(pytester, """
         import sys
@@ -594,3 +606,81 @@ def test_warnings_that_pytest_records_are_not_the_tests_and_are_told_once(pytest
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 1, "failed": 1, "warnings": 4001}
     assert outcome.verdicts() == {"test_warns": "clean", "test_leak": "leak"} and outcome.row("test_warns")["reruns"] == 0
+
+
+def test_rerun_0_sees_mapped_memory_too(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import mmap
+        KEPT = []
+
+        def test_leak():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """, "--memwatch-rerun=0")  # fmt: skip
+    assert outcome.counts() == {"failed": 1} and outcome.row("test_leak")["metric"] == "rss"
+
+
+def test_a_test_with_a_failed_subtest_is_not_judged(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("_pytest.subtests", reason="pytest 9")
+    outcome = run(pytester, """
+        import unittest
+        KEPT = []
+
+        def test_fixture(subtests):
+            with subtests.test("one"):
+                assert 0
+            KEPT.append(bytearray(5_000_000))
+
+        class TestCase(unittest.TestCase):
+            def test_case(self):
+                with self.subTest("one"):
+                    self.fail("zero")
+                KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert "MemoryGrowth" not in outcome.text and set(outcome.verdicts().values()) == {"clean"}
+    assert outcome.row("test_case")["note"] == outcome.row("test_fixture")["note"] == "failed or skipped: not judged"
+
+
+def test_an_object_of_the_module_that_will_not_tell_its_class_is_left_alone(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        class Proxy:
+            def __getattribute__(self, name):
+                raise RuntimeError(f"no {name} outside a request")
+
+        proxy = Proxy()
+
+        def test_fine(): pass
+    """, "--memwatch-peak=1GB", "--memwatch-engine=auto")  # fmt: skip
+    assert outcome.counts() == {"passed": 1}
+
+
+def test_mapped_memory_names_no_holder_that_did_not_hold_it(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import ctypes, mmap
+        NAMES, KEPT = [], []
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+        def test_foreign():
+            NAMES.append([f"name {number}" for number in range(2000)])
+            ctypes.memset(libc.mmap(None, 8_000_000, 3, 0x22, -1, 0), 1, 8_000_000)
+
+        def test_object():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """)  # fmt: skip
+    assert outcome.verdicts() == {"test_foreign": "leak", "test_object": "leak"}
+    assert outcome.row("test_foreign")["metric"] == "rss" and "NAMES" not in outcome.row("test_foreign")["message"]
+
+
+def test_what_the_program_has_frozen_stays_frozen(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import gc; KEPT = [[] for _ in range(10_000)]; gc.collect(); gc.freeze()")
+    outcome = run(pytester, """
+        from gc import get_freeze_count
+        COUNT = get_freeze_count()
+
+        def test_frozen():
+            assert 10_000 < get_freeze_count() <= COUNT
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1}
