@@ -124,11 +124,7 @@ class Gate:
         else:
             self._freeze()
         self.repeater.remember(item)
-        before = self._begin(item, limits)
-        self._watch = watch = Watch(item, limits, self._reader, before or UNREAD, self._older)
-        if before is None:
-            watch.blind = "not judged: memory could not be read before it"
-        self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
+        self._open_watch(item, limits)
         self._points: list[blocks.Checkpoint] = []
         blocks.listen(self._points)
         try:
@@ -138,6 +134,13 @@ class Gate:
             self.repeater.forget()
             self._watch = None
             self.results.checked += 1
+
+    def _open_watch(self, item: pytest.Item, limits: Limits) -> None:
+        before = self._begin(item, limits)
+        self._watch = Watch(item, limits, self._reader, before or UNREAD, self._older)
+        if before is None:
+            self._watch.blind = "not judged: memory could not be read before it"
+        self._row = Row(item.nodeid, location=[str(item.location[0]), (item.location[1] or 0) + 1])
 
     def _begin(self, item: pytest.Item, limits: Limits) -> Reading | None:
         """The process before a test; None if it cannot be read."""
@@ -187,6 +190,10 @@ class Gate:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         if self.repeater.running:
             self._phases = {}
+        elif self._watch is not None:
+            if self._watch.begun:  # pytest-rerunfailures runs it once more
+                self._open_watch(item, self._watch.limits)
+            self._watch.begun = True
         if item.nodeid in self._malformed:
             raise pytest.UsageError(self._malformed[item.nodeid])
         return (yield)

@@ -80,6 +80,8 @@ class Watch:
         self.peak: Peak | None = None
         self.passed = False
         """The body has passed."""
+        self.begun = False
+        """Its set-up has begun."""
         self.failed_inside = False
         """A subtest has failed: pytest fails the test for it later."""
         self.judged = False
