@@ -29,7 +29,7 @@ from pytest_memwatch.limits import ALIASES, Limits, Rules
 from pytest_memwatch.measure import Older, Watch
 from pytest_memwatch.options import load
 from pytest_memwatch.plugin import has_pytest_memray
-from pytest_memwatch.rerun import ENDS, Repeater, TearDown, failed_inside, tearing_down
+from pytest_memwatch.rerun import ENDS, Repeater, TearDown, failed_inside, stash_as, tearing_down
 from pytest_memwatch.results import SUSPECT, Results, Row
 
 HEAP_READERS = ("gc", "objgraph", "pympler", "muppy")
@@ -256,7 +256,7 @@ class Gate:
                 exactly(nextitem)
 
         errors: list[BaseException] = []
-        result = None
+        result, stash = None, dict(item.stash._storage)
         with tearing_down(item, tear_down) as exactly:
             try:
                 result = yield
@@ -265,7 +265,8 @@ class Gate:
             except BaseException as error:
                 errors.append(error)
         if judging and not errors and (held or not alone):
-            errors += self._judge_late(watch)
+            with stash_as(item, stash):
+                errors += self._judge_late(watch)
         if alone and (held or errors):
             try:
                 exactly(nextitem)  # does nothing where it was done

@@ -181,6 +181,18 @@ def recorded_warnings() -> list[Any]:
 
 
 @contextmanager
+def stash_as(item: pytest.Item, before: dict[Any, Any]) -> Iterator[None]:
+    """Repeat with what the stash held before the tear-down: fixtures of pytest's (tmp_path) find there what reports have left."""
+    after = dict(item.stash._storage)
+    item.stash._storage.update(before)
+    try:
+        yield
+    finally:
+        item.stash._storage.clear()
+        item.stash._storage.update(after)
+
+
+@contextmanager
 def _as_before(item: pytest.Item) -> Iterator[None]:
     sections, properties = list(item._report_sections), list(item.user_properties)
     words: Any = item.keywords

@@ -684,3 +684,19 @@ def test_what_the_program_has_frozen_stays_frozen(pytester: pytest.Pytester) -> 
             assert 10_000 < get_freeze_count() <= COUNT
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 1}
+
+
+def test_a_leak_of_a_tear_down_is_found_beside_fixtures_that_look_into_the_stash(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def leaky(tmp_path, caplog):
+            yield
+            KEPT.append(bytearray(4_000_000))
+
+        def test_shares(leaky): pass
+        def test_last(leaky): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2, "errors": 2} and set(outcome.verdicts().values()) == {"leak"}
