@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from memwatch import units
+from pytest_memwatch import files
 from pytest_memwatch.options import Settings
 from pytest_memwatch.results import Results, Row
 from pytest_memwatch.rules import Rule
 
+Rows = dict[str, dict[str, int]]
+"""Test to its values."""
 NOISE = 64 * 1024
 """Without a rule, growth that is larger by less than this is not told (guess)."""
 DEFAULT = (Rule("growth", 0.2, 2**20),)
@@ -43,6 +46,8 @@ class Comparison:
     worse: list[Worse] = field(default_factory=list)
     better: int = 0
     written: bool = False
+    failed: str | None = None
+    """Why it could not be written."""
     asked: bool = False
     """The baseline was given on the command line, for this session."""
 
@@ -63,6 +68,8 @@ class Comparison:
         """For the terminal."""
         if self.path is None:
             return []
+        if self.failed is not None and not self.compared:
+            return []
         anew = ["baseline written anew"] if self.written else []
         if self.is_empty:
             told = f"baseline {self.path}: 0 of {self.total} tests of the baseline ran, nothing was compared"
@@ -79,42 +86,59 @@ class Comparison:
         return [head, *worse, *anew]
 
 
-def compare(results: Results, settings: Settings, *, asked: bool) -> Comparison:
-    """Compare with the baseline where one is given, and write it where it is missing or wanted anew.
+def compare(results: Results, settings: Settings, before: Rows | None, *, asked: bool) -> Comparison:
+    """Compare with what the baseline was when the session began, and write it where it is missing or wanted anew.
 
     Args:
         asked: the baseline was given on the command line.
-
-    Raises:
-        pytest.UsageError: the file is not a baseline of this plugin.
     """
     if settings.baseline is None:
         return Comparison()
-    path = Path(settings.baseline)
-    found = Comparison(str(path), asked=asked)
-    if path.exists():
-        before = _read(path)
-        found.total = len(before)
-        for nodeid, row in results.rows.items():
-            if nodeid in before:
-                found.compared += 1
-                _compare_row(row, before[nodeid], settings.fail_on or DEFAULT, found)
-    if settings.update or not path.exists():
+    found = Comparison(settings.baseline, asked=asked)
+    found.total = len(before or ())
+    for nodeid, row in results.rows.items():
+        if before is not None and nodeid in before:
+            found.compared += 1
+            _compare_row(row, before[nodeid], settings.fail_on or DEFAULT, found)
+    if settings.update or before is None:
         rows = {row.nodeid: value for row in results.rows.values() if (value := _values(row))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"schema": 1, "memwatch": "pytest-baseline", "tests": rows}, indent=1, sort_keys=True) + "\n")
-        found.written = True
+        text = json.dumps({"schema": 1, "memwatch": "pytest-baseline", "tests": rows}, indent=1, sort_keys=True) + "\n"
+        found.failed = files.write_text(settings.baseline, text)
+        found.written = found.failed is None
     return found
 
 
-def _read(path: Path) -> dict[str, dict[str, int]]:
+def read(settings: Settings) -> Rows | None:
+    """The baseline that is compared with; None if there is none yet.
+
+    Raises:
+        pytest.UsageError: the file is not a baseline of this plugin; the message says where.
+    """
+    if settings.baseline is None:
+        return None
+    path = Path(settings.baseline)
     try:
-        content: Any = json.loads(path.read_text())
-        tests = content["tests"]
-        if content.get("memwatch") != "pytest-baseline" or not isinstance(tests, dict):
-            raise ValueError("not one")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        if not path.exists():
+            return None
+        if not path.is_file():  # a device has no end
+            raise ValueError("not a regular file")
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError, RecursionError) as error:
         raise pytest.UsageError(f"memwatch: {path} is not a baseline of memwatch's ({error}); write one anew") from None
+
+
+def _checked(content: Any) -> Rows:
+    if not isinstance(content, dict) or content.get("memwatch") != "pytest-baseline":
+        raise ValueError('"memwatch" is not "pytest-baseline"')
+    tests = content.get("tests")
+    if not isinstance(tests, dict):
+        raise ValueError('"tests" is no object')
+    for nodeid, values in tests.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"tests[{nodeid!r}] is no object")
+        for name in ("growth", "peak"):
+            if name in values and (type(values[name]) is not int or values[name] < 0):
+                raise ValueError(f"tests[{nodeid!r}].{name} is not a whole number, 0 or more")
     return tests
 
 
@@ -131,7 +155,7 @@ def _compare_row(row: Row, before: dict[str, int], rules: tuple[Rule, ...], foun
     now = _values(row)
     for rule in rules:
         if rule.metric in now and rule.metric in before:
-            old, new = int(before[rule.metric]), now[rule.metric]
+            old, new = before[rule.metric], now[rule.metric]
             if not rule.allows(old, new):
                 found.worse.append(Worse(row.nodeid, rule.metric, old, new))
             elif new < old - NOISE:

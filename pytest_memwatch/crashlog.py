@@ -1,6 +1,7 @@
 """One line per test that begins, written at once: who kills a worker (the OOM killer, a crash) leaves the name of the test behind.
 
 Law: nothing is flushed to the disk and nothing read while tests run: the kernel keeps what was written when the process is gone.
+A descriptor that a test has closed is not written to: the number may be a file of the test's by then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from memwatch.descriptors import identity
+
+_close, _getpid, _open, _write = os.close, os.getpid, os.open, os.write  # a test may put its own in their place
+
 
 class CrashLog:
     """The log of this process; the controller reads those of its workers.
@@ -26,8 +31,9 @@ class CrashLog:
         self._worker = str(getattr(config, "workerinput", {}).get("workerid", "main"))
         self._directory = self._folder(config, directory)
         self._descriptor: int | None = None
+        self._identity: tuple[int, int] | None = None
         self._path: Path | None = None
-        self._pid = os.getpid()
+        self._pid = _getpid()
         self._stale = self._read_stale() if self._worker == "main" else []
 
     @staticmethod
@@ -44,7 +50,7 @@ class CrashLog:
 
     def start(self, nodeid: str, rss: int | None) -> None:
         """A test begins.  About 10 µs."""
-        self._write({"start": nodeid, "rss": rss, "time": round(time.time(), 3), "worker": self._worker, "pid": os.getpid()})
+        self._write({"start": nodeid, "rss": rss, "time": round(time.time(), 3), "worker": self._worker, "pid": _getpid()})
 
     def end(self, nodeid: str) -> None:
         """It has ended."""
@@ -52,8 +58,11 @@ class CrashLog:
 
     def close(self) -> None:
         """All is well: no log is left."""
-        if self._descriptor is not None and os.getpid() == self._pid:
-            os.close(self._descriptor)
+        if _getpid() != self._pid:
+            return
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None and identity(self._descriptor) == self._identity:
+                _close(self._descriptor)
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
         self._descriptor = None
@@ -71,16 +80,23 @@ class CrashLog:
         return self._stale
 
     def _write(self, what: dict[str, Any]) -> None:
-        if self._directory is None or os.getpid() != self._pid:
+        if self._directory is None or _getpid() != self._pid:
             return
         try:
-            if self._descriptor is None:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._path = self._directory / f"{self._worker}-{self._pid}.jsonl"
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            os.write(self._descriptor, json.dumps(what).encode("ascii", "backslashreplace") + b"\n")
+            if self._descriptor is None or identity(self._descriptor) != self._identity:
+                self._descriptor = self._open(self._directory)
+            _write(self._descriptor, json.dumps(what).encode("ascii", "backslashreplace") + b"\n")
         except OSError:
             self._directory = None  # a full or read-only disk ends the log, not the tests
+
+    def _open(self, directory: Path) -> int:
+        if self._path is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._path = directory / f"{self._worker}-{self._pid}.jsonl"
+            self._path.unlink(missing_ok=True)
+        descriptor = _open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
+        self._identity = identity(descriptor)
+        return descriptor
 
     def _logs(self) -> list[list[dict[str, Any]]]:
         if self._directory is None:

@@ -20,13 +20,22 @@ MOST_BARS = 25
 COLOURS = {LEAK: "#c0392b", "peak": "#c2559d", SUSPECT: "#d68910", WARMUP: "#7f8c8d", CLEAN: "#2e86c1"}
 
 
-def write(results: Results, settings: Settings) -> None:
-    """Write the files that were asked for."""
-    for name, text in ((settings.json, as_json), (settings.md, as_markdown), (settings.html, as_html)):
-        if name is not None:
-            path = Path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(results), encoding="utf-8")
+def write(results: Results, settings: Settings) -> list[str]:
+    """Write the files that were asked for; returns a line for each that could not be written."""
+    formats = ((settings.json, as_json), (settings.md, as_markdown), (settings.html, as_html))
+    failed = [write_text(name, text(results)) for name, text in formats if name is not None]
+    return [line for line in failed if line is not None]
+
+
+def write_text(name: str, text: str) -> str | None:
+    """Write one file; returns why it could not be written.  What is no text in a name is written as escapes."""
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except (OSError, ValueError) as error:
+        return f"not written: {name}: {error}"
+    return None
 
 
 def as_json(results: Results) -> str:

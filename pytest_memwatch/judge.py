@@ -28,6 +28,7 @@ from memwatch.gate.readings import RESOURCES, Growth, Reader, between
 from memwatch.gate.settling import PATIENCE_S, settle
 from memwatch.model import Suspect
 from pytest_memwatch.limits import Limits
+from pytest_memwatch.measure import RSS_SLACK
 from pytest_memwatch.results import CLEAN, LEAK, SUSPECT, WARMUP, Row
 
 RUNNERS = ("_pytest", "pluggy", "memwatch", "pytest_memwatch", "pytest")
@@ -184,9 +185,13 @@ class Case:
     def _judge_once(self, first: Growth, arrivals: int) -> MemoryGrowth | None:
         row, limits = self._row, self._limits
         kept = first.heap if first.heap is not None else first.rss or 0
+        metric = "heap" if first.heap is not None else "rss"
+        outside = (first.rss or 0) - max(0, kept)
+        if limits.growth is not None and kept <= limits.growth < outside - RSS_SLACK:
+            kept, metric = first.rss or 0, "rss"
         row.note = "judged once (rerun=0): what is filled on first use counts"
         if limits.growth is not None and kept > limits.growth:
-            row.verdict, row.metric, row.repeats, row.limit = LEAK, "heap", [kept], limits.growth
+            row.verdict, row.metric, row.repeats, row.limit = LEAK, metric, [kept], limits.growth
             text = f"retains {units.format_size(kept)}, limit {units.format_size(limits.growth)}; {row.note}\n{parts(first)}"
         elif row.peak is not None and limits.peak is not None and row.peak >= limits.peak:
             row.verdict, row.metric, row.repeats, row.limit = LEAK, "peak", [row.peak], limits.peak
@@ -261,8 +266,10 @@ class Case:
         if native or decision.metric == "rss":
             sites = self._native_sites(size) or sites
         row.sites = [site.to_dict() for site in sites[:5]]
-        row.types = [] if native else [one.to_dict() for one in found.types[:5]]
-        row.holders = [] if native else [one.to_dict() for one in found.holders[:3]]
+        mapped = decision.metric == "rss" and last.heap is not None
+        unseen = native or mapped  # by the census and the sampler: what they found is something else
+        row.types = [] if unseen else [one.to_dict() for one in found.types[:5]]
+        row.holders = [] if unseen else [one.to_dict() for one in found.holders[:3]]
         limit = units.format_size(self._limits.growth)
         through = "" if python is None else f", Python allocators {units.format_size(python)}"
         runs = ", ".join(units.format_size(growth) for growth in decision.growths)
@@ -283,6 +290,8 @@ class Case:
         if row.holders:
             one = row.holders[0]
             lines.append("held by  " + " → ".join((one["label"], *one["trail"])))
+        elif mapped:
+            lines.append("held by  not known: no allocator of Python's or malloc's gave this memory (mmap, a C library)")
         elif native:
             lines.append("held by  no Python object: C code took it from malloc and has not given it back")
         return lines
@@ -309,18 +318,18 @@ class Case:
         """Repeat once more under the sampler; and the bytes of it that the marker lets go."""
         settle(self._reader)
         look = Look(size, exempt=self._exempt())
-        look.begin()
         try:
+            look.begin()
             self._row.reruns += 1
             error, _ = self._run()
             settle(self._reader, trim=False)
+            found = look.conclude(size)
+        except Exception as problem:  # the verdict stands without it
+            look.abandon()
+            return Explanation(notes=(f"nothing more is known: {type(problem).__name__}: {problem}",)), 0
         except BaseException:
             look.abandon()
             raise
-        try:
-            found = look.conclude(size)
-        except Exception as problem:  # the verdict stands without it
-            return Explanation(notes=(f"nothing more is known: {type(problem).__name__}: {problem}",)), 0
         if error is not None:
             return Explanation(notes=(f"run once more it failed: {error}",)), 0
         return found, round(look.exempted)

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from memwatch.gate.limits import RESOURCES, LimitError, count_of, size_of
-from pytest_memwatch.options import Settings
+from pytest_memwatch.options import Settings, channels, flag
 
 ALIASES = ("limit_memory", "limit_leaks", "limit_leaked_objects")
 _KEYS = {
     "growth": size_of, "max_growth": size_of, "peak": size_of, "max_peak": size_of,
     "fds": count_of, "threads": count_of, "children": count_of, "tasks": count_of, "rerun": count_of, "warmup": count_of,
 }  # fmt: skip
-_MEMRAY_SIZE = re.compile(r"\s*\+?(\d*\.\d+|\d+)\s*([KMGTP]?)B", re.IGNORECASE)
+_MEMRAY_SIZE = re.compile(r"\s*\+?(\d*\.\d+|\d+)\s*([KMGTP]?)B\s*", re.IGNORECASE)
+LONGEST_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def memray_size(name: str, value: object) -> int:
     Raises:
         LimitError: malformed.
     """
-    match = _MEMRAY_SIZE.match(value) if isinstance(value, str) else None
-    if match is None:
+    match = _MEMRAY_SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or len(match[1]) > LONGEST_NUMBER:
         raise LimitError(f"{name}({value!r}): not a size such as '24 MB'")
     return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
 
@@ -112,7 +113,7 @@ class Rules:
     def _apply(self, limits: Limits, mark: pytest.Mark) -> Limits:
         if mark.name == "memwatch":
             if mark.args == (False,):
-                return replace(limits, enabled=False, reason=mark.kwargs.get("reason"))
+                return replace(_with(limits, mark.kwargs, "memwatch"), enabled=False)
             if mark.args not in ((), (True,)):
                 raise LimitError(f"memwatch{mark.args!r}: limits are named, such as memwatch(growth='1MiB')")
             return _with(replace(limits, enabled=True), mark.kwargs, "memwatch")
@@ -137,12 +138,13 @@ def _with(limits: Limits, given: Mapping[str, Any], what: str) -> Limits:
                 counts[key] = most
         elif key in _KEYS:
             changes[key.removeprefix("max_")] = _KEYS[key](key, value)
-        elif key == "resources" and value in (False, None, "none"):
-            counts = {}
+        elif key == "resources":
+            wanted = channels(key, "none" if value in (False, None) else str(value))
+            counts = {channel: counts.get(channel, 0) for channel in wanted}
         elif key == "ignore":
-            changes[key] = (value,) if isinstance(value, str) else tuple(value)
+            changes[key] = _patterns(value)
         elif key == "strict":
-            changes[key] = value if isinstance(value, bool) else str(value).lower() in ("1", "true", "yes", "on")
+            changes[key] = flag(key, str(value))
         elif key == "reason":
             changes[key] = value
         else:
@@ -155,20 +157,33 @@ def _with(limits: Limits, given: Mapping[str, Any], what: str) -> Limits:
     return replace(limits, counts=counts, **changes)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else value
+    if not isinstance(patterns, tuple | list | set | frozenset) or not all(isinstance(one, str) for one in patterns):
+        raise LimitError(f"ignore={value!r} is not a pattern, or a list of them")
+    return tuple(patterns)
+
+
 def _with_alias(limits: Limits, mark: pytest.Mark) -> Limits:
-    if mark.name == "limit_leaked_objects":
-        base = limits if limits.enabled else replace(limits, growth=None, counts={})
-        return replace(base, enabled=True, objects=True, filter_object=mark.kwargs.get("filter_fn"), alias=mark.name)
-    value = mark.args[0] if mark.args else mark.kwargs.get("location_limit", mark.kwargs.get("memory_limit"))
-    size = memray_size(mark.name, value)
-    unknown = set(mark.kwargs) - {"filter_fn", "current_thread_only", "location_limit", "memory_limit"}
+    objects = mark.name == "limit_leaked_objects"
+    known = {"filter_fn"} if objects else {"filter_fn", "current_thread_only", "location_limit", "memory_limit"}
+    unknown, keep = set(mark.kwargs) - known, mark.kwargs.get("filter_fn")
     if unknown:
         raise LimitError(f"{mark.name}({', '.join(sorted(unknown))}=…): unknown")
+    if keep is not None and not callable(keep):
+        raise LimitError(f"{mark.name}(filter_fn={keep!r}): not a function")
+    if len(mark.args) > (0 if objects else 1):
+        raise LimitError(f"{mark.name} takes {'no' if objects else 'one'} limit")
+    if objects:
+        base = limits if limits.enabled else replace(limits, growth=None, counts={})
+        return replace(base, enabled=True, objects=True, filter_object=keep, alias=mark.name)
+    value = mark.args[0] if mark.args else mark.kwargs.get("location_limit", mark.kwargs.get("memory_limit"))
+    size = memray_size(mark.name, value)
     # Who marked a test for pytest-memray asked for one limit, not for ours beside it.
     base = limits if limits.enabled else replace(limits, growth=None, peak=None, counts={})
     if mark.name == "limit_memory":
         return replace(base, enabled=True, peak=size, alias=mark.name)
-    return replace(base, enabled=True, growth=max(0, size - 1), filter_stack=mark.kwargs.get("filter_fn"), alias=mark.name)
+    return replace(base, enabled=True, growth=max(0, size - 1), filter_stack=keep, alias=mark.name)
 
 
 def _path_rule(line: str) -> tuple[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ class Option(NamedTuple):
     """May be given several times; the ini value has one per line."""
 
 
-def _flag(name: str, text: str) -> bool:
+def flag(name: str, text: str) -> bool:
     if text.strip().lower() in _YES:
         return True
     if text.strip().lower() in _NO:
@@ -57,7 +57,7 @@ def _one_of(*accepted: str) -> Callable[[str, str], str]:
     return read
 
 
-def _channels(name: str, text: str) -> tuple[str, ...]:
+def channels(name: str, text: str) -> tuple[str, ...]:
     words = tuple(word for word in text.replace(",", " ").split() if word != "none")
     known = ("fds", "threads", "children", "tasks")
     for word in words:
@@ -84,11 +84,11 @@ OPTIONS = (
     Option("mode", _one_of(*MODES), "fail", "what a leak does: fail, warn or report [fail]", "MODE"),
     Option("rerun", _count, "3", "how often a suspicious test is repeated before it is judged; 0 judges once [3]", "N"),
     Option("warmup", _count, "0", "repetitions that do not count, before those [0]", "N"),
-    Option("resources", _channels, "fds,threads,children,tasks", "what is counted, or none [fds,threads,children,tasks]", "LIST"),
-    Option("strict", _flag, "no", "a suspicious test that cannot be repeated fails, too"),
+    Option("resources", channels, "fds,threads,children,tasks", "what is counted, or none [fds,threads,children,tasks]", "LIST"),
+    Option("strict", flag, "no", "a suspicious test that cannot be repeated fails, too"),
     Option("limits", _lines, "", "limits by path: 'tests/slow/**: growth=20MB, fds=2'", "'GLOB: KEY=VALUE, …'", (), True),
     Option("engine", _one_of(*ENGINES), "auto", "what measures a peak: auto, memray, tracemalloc or rss [auto]", "ENGINE"),
-    Option("gc-freeze", _flag, "yes", "freeze what is there before the tests, so that collections are cheap [yes]"),
+    Option("gc-freeze", flag, "yes", "freeze what is there before the tests, so that collections are cheap [yes]"),
     Option("top", _count, "5", "how many tests, fixtures and warm-ups the summary lists [5]", "N"),
     Option("json", _text, None, "write everything to this file", "FILE"),
     Option("md", _text, None, "write a summary for a pull request to this file", "FILE"),
@@ -101,11 +101,11 @@ OPTIONS = (
         "WHEN",
     ),
     Option("baseline", _text, None, "compare with this file; written if not there, or with --memwatch-update", "FILE"),
-    Option("update", _flag, "no", "write the baseline anew"),
+    Option("update", flag, "no", "write the baseline anew"),
     Option("fail-on", _rules, None, "what is worse than the baseline allows: 'growth:20%%+1MB, peak:10%%'", "RULE"),
     Option("crash-log", _text, None, "directory of the logs that name the test a killed worker ran [in pytest's cache]", "DIR"),
 )
-ON = Option("on", _flag, "no", "check every test")
+ON = Option("on", flag, "no", "check every test")
 
 
 class Settings:

@@ -33,10 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
             "limit_leaked_objects(filter_fn=None): no object made in the test may be left (pytest-memray's marker).",
         ):
             config.addinivalue_line("markers", line)
-    limits.Rules(options.load(config), on=False, aliases=())  # what is malformed is told now, by the controller of workers, too
+    settings = options.load(config)
+    limits.Rules(settings, on=False, aliases=())  # what is malformed is told now, by the controller of workers, too
     if options.is_on(config):
         _gate(config, on=True)
     elif getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        from pytest_memwatch import baseline
+
+        baseline.read(settings)
         config.pluginmanager.register(Receiver(config), f"{GATE}-receiver")
 
 
@@ -87,6 +91,5 @@ def _gate(config: pytest.Config, *, on: bool) -> Any:
 
         gate = Gate(config, on=on)
         config.pluginmanager.register(gate, GATE)
-        config.pluginmanager.register(gate.repeater, f"{GATE}-repeater")
         config.add_cleanup(gate.close)
     return gate

@@ -1,17 +1,28 @@
 """Running a test's item again as if it were the first time: function-scope fixtures anew, a capture of its own, no trace left.
 
-Law: what pytest keeps of a run (sections, properties, the item's stash, marks) is afterwards what it was before.
+Law: what pytest keeps of a run (sections, properties, the item's stash, marks, warnings) is afterwards what it was before; and
+for other plugins every set-up has one tear-down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from _pytest.outcomes import OutcomeException
 from _pytest.outcomes import Skipped as SkippedOutcome
+
+try:
+    from _pytest.subtests import failed_subtests_key
+except ImportError:  # pytest 8
+    _failed_subtests: Any = None
+else:
+    _failed_subtests = failed_subtests_key
+
+ENDS = (KeyboardInterrupt, pytest.exit.Exception)
+"""What ends the session; everything else that is raised in a test is the test's, SystemExit and CancelledError too."""
 
 
 class Run(NamedTuple):
@@ -23,22 +34,14 @@ class Run(NamedTuple):
 
 
 class Repeater:
-    """Repeats items; a plugin itself, for the one hook that tears down inside every other plugin's.
-
-    `tearing_down` is the item whose own node is to be torn down inside the tear-down hook, whatever comes next.
-    """
+    """Repeats items."""
 
     def __init__(self) -> None:
-        self.tearing_down: pytest.Item | None = None
         self.running = False
         """Whether a repetition is under way; the plugin's own hooks let it pass."""
+        self.failed_inside: str | None = None
+        """A failure that the running repetition has reported and not raised: of a subtest."""
         self._globs: dict[str, Any] | None = None
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        if self.tearing_down is item:
-            item.session._setupstate.teardown_exact(item.parent)  # type: ignore[arg-type]
-        return (yield)
 
     def remember(self, item: pytest.Item) -> None:
         """Keep what the first run of an item uses up: a doctest's globals."""
@@ -56,10 +59,17 @@ class Repeater:
         _renew(item)
         return error
 
+    def set_up_again(self, item: pytest.Item) -> None:
+        """Set up an item that was finished early: its tear-down is still to come, and finds what hooks and reports expect."""
+        with _as_before(item), _muted(item), self._repeating():
+            # What this raises, the test has not; the tear-down takes down what there is.
+            _caught(item.ihook.pytest_runtest_setup, item=item)
+            getattr(item, "instance", None)  # made when it is asked for: the tear-down of a unittest wants one to delete
+
     def run(self, item: pytest.Item) -> Run:
         """Run the whole item once more, and leave it torn down.
 
-        What it raises is told, not raised, but for KeyboardInterrupt, SystemExit and `pytest.exit`.
+        What it raises is told, not raised, but for KeyboardInterrupt and `pytest.exit`.
         """
         _renew(item)
         test = getattr(item, "dtest", None)
@@ -67,39 +77,59 @@ class Repeater:
             test.globs.clear()
             test.globs.update(self._globs)
         error: str | None = None
-        with _as_before(item), _muted(item):
-            self.running = True
-            try:
-                error = self._attempt(item)
-                late = self._tear_down(item)
-                if error is None and late is not None:
-                    error = _one_line(late)
-            finally:
-                self.running = False
+        with _as_before(item), _muted(item), self._repeating():
+            self.failed_inside = None
+            error = self._attempt(item) or self.failed_inside
+            late = self._tear_down(item)
+            if error is None and late is not None:
+                error = _one_line(late)
         _renew(item)
         return Run(error is None, error)
 
     def _attempt(self, item: pytest.Item) -> str | None:
-        try:
-            item.ihook.pytest_runtest_setup(item=item)
-            item.ihook.pytest_runtest_call(item=item)
-        except (Exception, OutcomeException) as raised:
-            if isinstance(raised, pytest.exit.Exception):
-                raise
-            return _one_line(raised)
+        for hook in (item.ihook.pytest_runtest_setup, item.ihook.pytest_runtest_call):
+            raised = _caught(hook, item=item)
+            if raised is not None:
+                return _one_line(raised)
         return failed_inside(item, take=True)
 
     def _tear_down(self, item: pytest.Item) -> BaseException | None:
-        before, self.running, self.tearing_down = self.running, True, item
+        with self._repeating(), tearing_down(item, lambda tear_down: tear_down(item.parent)):
+            return _caught(item.ihook.pytest_runtest_teardown, item=item, nextitem=item)
+
+    @contextmanager
+    def _repeating(self) -> Iterator[None]:
+        before, self.running = self.running, True
         try:
-            item.ihook.pytest_runtest_teardown(item=item, nextitem=item)
-        except (Exception, OutcomeException) as raised:
-            if isinstance(raised, pytest.exit.Exception):
-                raise
-            return raised
+            yield
         finally:
-            self.running, self.tearing_down = before, None
-        return None
+            self.running = before
+
+
+TearDown = Callable[[Any], None]
+"""Tears down everything that a node, or None for the end of the session, does not need."""
+
+
+@contextmanager
+def tearing_down(item: pytest.Item, decide: Callable[[TearDown], None]) -> Iterator[TearDown]:
+    """Decide how far the tear-down goes that pytest comes to inside: *decide* is called in its place, in the midst of all hooks."""
+    state: Any = item.session._setupstate
+    original: TearDown = state.teardown_exact
+    state.teardown_exact = lambda nextitem: decide(original)
+    try:
+        yield original
+    finally:
+        del state.teardown_exact
+
+
+def _caught(hook: Callable[..., object], **arguments: Any) -> BaseException | None:
+    try:
+        hook(**arguments)
+    except ENDS:
+        raise
+    except BaseException as raised:
+        return raised
+    return None
 
 
 def failed_inside(item: pytest.Item, *, take: bool = False) -> str | None:
@@ -144,15 +174,41 @@ def _muted(item: pytest.Item) -> Iterator[None]:
         hook._hookimpls[:] = listeners
 
 
+def recorded_warnings() -> list[Any]:
+    """The warnings that pytest has recorded of the test that runs; empty where it does not."""
+    kept = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    return kept if type(kept) is list else []
+
+
+@contextmanager
+def stash_as(item: pytest.Item, before: dict[Any, Any]) -> Iterator[None]:
+    """Repeat with what the stash held before the tear-down: fixtures of pytest's (tmp_path) find there what reports have left."""
+    after = dict(item.stash._storage)
+    item.stash._storage.update(before)
+    try:
+        yield
+    finally:
+        item.stash._storage.clear()
+        item.stash._storage.update(after)
+
+
 @contextmanager
 def _as_before(item: pytest.Item) -> Iterator[None]:
     sections, properties = list(item._report_sections), list(item.user_properties)
     words: Any = item.keywords
     marks, keywords = list(item.own_markers), dict(words._markers)
     stash = dict(item.stash._storage)
+    subtests = None if _failed_subtests is None else item.config.stash.get(_failed_subtests, None)
+    failed = dict(subtests or {})
+    warned = recorded_warnings()
+    number = len(warned)
     try:
         yield
     finally:
+        del warned[number:]
+        if subtests is not None:
+            subtests.clear()
+            subtests.update(failed)
         item._report_sections[:] = sections
         item.user_properties[:] = properties
         item.own_markers[:] = marks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -349,3 +350,71 @@ def test_a_peak_that_only_the_first_run_has_is_a_warm_up(pytester: pytest.Pytest
             table()
     """)  # fmt: skip
     assert outcome.verdicts() == {"test_first": "warm-up"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"memwatch": "pytest-baseline", "tests": {"test_it.py::test_it": 5}}', "tests['test_it.py::test_it'] is no object"),
+        (
+            '{"memwatch": "pytest-baseline", "tests": {"test_it.py::test_it": {"growth": 1e999}}}',
+            "tests['test_it.py::test_it'].growth is not a whole number",
+        ),
+        ("[" * 100_000, "recursion"),
+        (None, "/dev/full is not a baseline"),
+    ],
+)
+def test_a_malformed_baseline_is_a_usage_error_before_any_test(pytester: pytest.Pytester, content: str | None, told: str) -> None:
+    name = "/dev/full" if content is None else "base.json"
+    if content is not None:
+        (pytester.path / name).write_text(content)
+    pytester.makepyfile("def test_it(): open('ran', 'w')")
+    result = pytester.runpytest_subprocess(*LOADED, "--memwatch", f"--memwatch-baseline={name}", timeout=20)
+    text = result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and f"memwatch: {name} is not a baseline" in text and told in text
+    assert "Traceback" not in text and not (pytester.path / "ran").exists()
+
+
+MALFORMED = {
+    "memwatch(ignore=3)": "ignore=3 is not a pattern",
+    "memwatch(ignore=[3])": "ignore=[3] is not a pattern",
+    "memwatch(rerun='²')": "rerun='²' is not a whole number",
+    "memwatch(rerun='9' * 5000)": "is not a whole number",
+    "memwatch(strict='maybe')": "strict='maybe' is neither yes nor no",
+    "memwatch(False, growth='lots')": "growth='lots' is not a number",
+    "memwatch(resources='files')": "'files' is none of fds, threads, children, tasks",
+    "limit_memory('1 MBfoo')": "limit_memory('1 MBfoo'): not a size",
+    "limit_memory('1 MB', '2 MB')": "limit_memory takes one limit",
+    "limit_leaks('1 MB', filter_fn=3)": "limit_leaks(filter_fn=3): not a function",
+    "limit_leaked_objects('x')": "limit_leaked_objects takes no limit",
+    "limit_leaked_objects(foo=1)": "limit_leaked_objects(foo=…): unknown",
+}
+
+
+def test_all_malformed_markers_are_told_at_once_each_with_its_test(pytester: pytest.Pytester) -> None:
+    lines = ["import pytest"]
+    lines += [f"@pytest.mark.{marker}\ndef test_{number}(): pass" for number, marker in enumerate(MALFORMED)]
+    lines += ["@pytest.mark.memwatch(resources='fds')\ndef test_fine(): pass"]
+    pytester.makepyfile("\n".join(lines))
+    result = pytester.runpytest_subprocess(*LOADED)
+    text = result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "::test_fine" not in text
+    for number, told in enumerate(MALFORMED.values()):
+        assert re.search(rf"::test_{number}: .*{re.escape(told)}", text), told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--memwatch-rerun=²"], "--memwatch-rerun='²' is not a whole number"),
+        (["--memwatch-limits=a: rerun=²"], "memwatch_limits: 'a: rerun=²': rerun='²' is not a whole number"),
+        (["--memwatch-engine=memray", "--memwatch-peak=1GB"], "the engine memray (--memwatch-engine) is not installed"),
+    ],
+)
+def test_what_cannot_work_is_a_usage_error_before_any_test(pytester: pytest.Pytester, arguments: list[str], told: str) -> None:
+    pytester.makeconftest("import importlib.util; importlib.util.find_spec = lambda name: None")
+    pytester.makepyfile("def test_it(): open('ran', 'w')")
+    result = pytester.runpytest_subprocess(*LOADED, "--memwatch", *arguments)
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and told in text and "INTERNALERROR" not in text
+    assert not (pytester.path / "ran").exists()

@@ -407,3 +407,89 @@ def test_the_fixture_limits_a_block_and_shows_checkpoints(pytester: pytest.Pytes
     points = outcome.row("test_checkpoints")["checkpoints"]
     assert [point["tag"] for point in points] == ["start", "after load"]
     assert abs(points[1]["growth"] - 500_000) < 50_000
+
+
+def test_a_test_that_closes_all_descriptors_keeps_its_own_files_to_itself_and_is_not_told_as_killed(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(test_it="""
+        import os
+        FILES = []
+
+        def test_closes():
+            os.closerange(3, 200)
+            FILES.extend(open(f"mine-{number}", "w") for number in range(20))
+
+        def test_after():
+            for file in FILES:
+                file.write("mine")
+                file.close()
+    """)  # fmt: skip
+    pytester.runpytest_subprocess(*LOADED, "--memwatch", "-s")  # the capture's descriptors are gone, too
+    written = {path.read_text() for path in pytester.path.glob("mine-*")}
+    assert written <= {"", "mine"} and len(list(pytester.path.glob("mine-*"))) == 20
+    assert "killed:" not in run(pytester, "def test_fine(): pass").text
+
+
+def test_files_that_cannot_be_written_are_told_beside_the_failures(pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("folder")
+    names = (
+        "--memwatch-md=/dev/full",
+        "--memwatch-html=/proc/nope/x",
+        f"--memwatch-json={folder}",
+        "--memwatch-baseline=/proc/nope/x",
+    )
+    outcome = run(pytester, LEAK + "\n    def test_fails(): assert 0\n", *names)
+    assert outcome.counts() == {"failed": 2, "passed": 1} and outcome.status == 1 and "MemoryGrowth: retains" in outcome.text
+    told = [line for line in outcome.text.splitlines() if line.startswith("memwatch: not written: ")]
+    assert len(told) == 4 and "No space left on device" in told[1] and "Is a directory" in told[0]
+
+
+def test_a_file_that_cannot_be_written_is_no_success(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, "def test_fine(): pass", "--memwatch-json=/dev/full")
+    assert outcome.counts() == {"passed": 1} and outcome.status == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_leaked_file_whose_name_is_no_text_is_told_in_every_format(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import os
+        KEPT = []
+
+        def test_leak():
+            KEPT.append(open(os.fsdecode(b"name-\\xff"), "w"))
+    """, "--memwatch-md=out.md", "--memwatch-html=out.html", "--junitxml=junit.xml")  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+    assert "udcff" in (pytester.path / "out.html").read_text() and "udcff" in (pytester.path / "memwatch.json").read_text()
+    assert "1 leak" in (pytester.path / "out.md").read_text()
+
+
+SHARED = """
+    import functools, pytest
+
+    @functools.lru_cache
+    def table():
+        return bytearray(5_000_000)
+
+    @pytest.fixture(scope="module")
+    def db():
+        return []
+
+    def test_insert(db):
+        table()
+        db.append("row")
+
+    def test_count(db):
+        assert len(db) == 1
+"""
+
+
+def test_a_failure_after_a_repeated_test_of_its_module_says_so(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, SHARED)
+    assert outcome.counts() == {"passed": 1, "failed": 1}
+    assert "memwatch repeated test_insert before this test; --memwatch-rerun=0 or memwatch(rerun=0) on it" in outcome.text
+
+
+def test_mode_report_repeats_no_test_that_shares_a_fixture(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, SHARED, "--memwatch-mode=report")
+    assert outcome.counts() == {"passed": 2} and outcome.verdicts() == {"test_insert": "suspect", "test_count": "clean"}
+    assert "not run again: it shares the fixture db" in outcome.row("test_insert")["note"]

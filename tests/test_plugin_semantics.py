@@ -402,3 +402,301 @@ def test_a_small_leak_is_found_where_the_limit_is_small(pytester: pytest.Pyteste
             [object() for _ in range(2_000)]
     """, "--memwatch-growth=20KiB")  # fmt: skip
     assert outcome.counts() == {"failed": 1, "passed": 1}
+
+
+def test_settling_takes_nothing_from_a_program_that_does_not_come_back_by_itself(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import inspect, linecache, typing
+
+        CODE = "def made():\\n    return 1\\n"
+        linecache.cache["<made>"] = len(CODE), None, CODE.splitlines(True), "<made>"
+        exec(compile(CODE, "<made>", "exec"))
+        OPTIONAL = typing.Optional[int]
+
+        def test_generated_code_has_its_source():
+            assert inspect.getsource(made) == CODE
+
+        def test_a_type_is_the_same_object():
+            assert typing.Optional[int] is OPTIONAL
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2}
+
+
+def test_every_set_up_has_one_tear_down_for_other_plugins_and_a_clean_test_has_one_of_each(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        COUNTS = {}
+
+        def pytest_runtest_setup(item):
+            item._span = item.name
+            COUNTS[item.name] = COUNTS.get(item.name, 0) + 1
+
+        def pytest_runtest_teardown(item, nextitem):
+            assert item.funcargs["fixture"] == "alive"
+            del item._span
+
+        def pytest_sessionfinish(session):
+            print(COUNTS)
+    """)
+    outcome = run(pytester, """
+        import functools, pytest
+
+        @functools.lru_cache
+        def table(size):
+            return bytearray(size)
+
+        @pytest.fixture
+        def fixture():
+            yield "alive"
+
+        @pytest.fixture
+        def fills(fixture):
+            yield
+            table(6_000_000)
+
+        def test_first(fixture): pass
+        class TestOne:
+            def test_warm(self, fixture): table(5_000_000)
+        class TestTwo:
+            def test_warm_late(self, fills): pass
+        def test_last(fixture): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 4}
+    assert list(outcome.verdicts().values()) == ["clean", "warm-up", "warm-up", "clean"]
+    assert "'test_first': 1, 'test_warm': 3, 'test_warm_late': 2, 'test_last': 1" in outcome.text
+
+
+def test_a_unittest_that_leaks_is_torn_down_without_an_error(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import unittest
+        KEPT = []
+
+        class TestCase(unittest.TestCase):
+            def test_leak(self):
+                KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"failed": 1}
+
+
+def test_a_repetition_that_exits_is_a_repetition_that_failed(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import sys
+        KEPT = []
+
+        def test_once():
+            if KEPT:
+                sys.exit("already initialised")
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "warnings": 1}
+    assert "SystemExit: already initialised" in outcome.row("test_once")["note"]
+
+
+def test_garbage_that_the_interpreter_collects_during_a_test_does_not_hide_its_leak(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import gc, pytest
+        KEPT = []
+        gc.disable()
+
+        @pytest.mark.parametrize("number", range(12))
+        def test_garbage(number):
+            pair = [bytearray(900_000)]
+            pair.append(pair)
+
+        def test_leak():
+            gc.collect()
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.verdicts()["test_leak"] == "leak" and outcome.counts() == {"passed": 12, "failed": 1}
+
+
+def test_mapped_memory_is_found_below_what_an_earlier_fixture_had_taken(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import mmap, pytest
+        KEPT = []
+
+        @pytest.fixture(scope="class")
+        def wide():
+            return bytearray(b"x" * 100_000_000)
+
+        class TestWide:
+            def test_uses(self, wide): pass
+            def test_uses_again(self, wide): pass
+
+        def test_leak():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2, "failed": 1} and outcome.row("test_leak")["metric"] == "rss"
+
+
+@pytest.mark.parametrize("how", ["unittest.mock.Mock()", "unittest.mock.Mock(side_effect=RuntimeError('patched'))"])
+def test_functions_of_the_system_that_a_test_replaces_are_not_the_gates(pytester: pytest.Pytester, how: str) -> None:
+    outcome = run(pytester, f"""
+        import os, time, unittest.mock
+
+        def test_patched(monkeypatch):
+            for name in ("stat", "pread", "waitid", "listdir"):
+                monkeypatch.setattr(os, name, {how})
+            monkeypatch.setattr(time, "sleep", {how})
+
+        def test_after(): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2} and set(outcome.verdicts().values()) == {"clean"}
+    assert outcome.row("test_patched")["note"] is None
+
+
+def test_a_reading_that_fails_is_a_note_and_no_failure(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import sys
+        KEPT = []
+
+        def test_patched(monkeypatch):
+            KEPT.append(bytearray(5_000_000))
+            monkeypatch.delattr(sys, "getallocatedblocks")
+
+        def test_leak():
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "failed": 1}
+    assert outcome.row("test_patched")["note"].startswith("not judged: memory could not be read (AttributeError: ")
+    assert outcome.row("test_leak")["verdict"] == "leak"
+
+
+def test_a_suspicion_is_no_failure_where_warnings_are_errors(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        KEPT = []
+
+        def test_once():
+            assert not KEPT
+            KEPT.append(bytearray(5_000_000))
+    """, "-W", "error")  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "warnings": 1} and outcome.row("test_once")["verdict"] == "suspect"
+
+
+def test_a_session_without_sleep_keeps_its_verdicts(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest, time, memwatch
+        KEPT = []
+
+        @pytest.fixture(scope="session", autouse=True)
+        def awake():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(time, "sleep", lambda seconds: 1 / 0)
+                yield
+
+        @pytest.mark.xfail(strict=True, raises=memwatch.MemoryGrowth)
+        def test_leak():
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"xfailed": 1} and outcome.row("test_leak")["holders"]
+
+
+def test_warnings_that_pytest_records_are_not_the_tests_and_are_told_once(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import warnings
+        KEPT = []
+
+        def test_warns():
+            for number in range(4000):
+                warnings.warn(f"old {number}", DeprecationWarning)
+
+        def test_leak():
+            warnings.warn("older", DeprecationWarning)
+            KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1, "failed": 1, "warnings": 4001}
+    assert outcome.verdicts() == {"test_warns": "clean", "test_leak": "leak"} and outcome.row("test_warns")["reruns"] == 0
+
+
+def test_rerun_0_sees_mapped_memory_too(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import mmap
+        KEPT = []
+
+        def test_leak():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """, "--memwatch-rerun=0")  # fmt: skip
+    assert outcome.counts() == {"failed": 1} and outcome.row("test_leak")["metric"] == "rss"
+
+
+def test_a_test_with_a_failed_subtest_is_not_judged(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("_pytest.subtests", reason="pytest 9")
+    outcome = run(pytester, """
+        import unittest
+        KEPT = []
+
+        def test_fixture(subtests):
+            with subtests.test("one"):
+                assert 0
+            KEPT.append(bytearray(5_000_000))
+
+        class TestCase(unittest.TestCase):
+            def test_case(self):
+                with self.subTest("one"):
+                    self.fail("zero")
+                KEPT.append(bytearray(5_000_000))
+    """)  # fmt: skip
+    assert "MemoryGrowth" not in outcome.text and set(outcome.verdicts().values()) == {"clean"}
+    assert outcome.row("test_case")["note"] == outcome.row("test_fixture")["note"] == "failed or skipped: not judged"
+
+
+def test_an_object_of_the_module_that_will_not_tell_its_class_is_left_alone(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        class Proxy:
+            def __getattribute__(self, name):
+                raise RuntimeError(f"no {name} outside a request")
+
+        proxy = Proxy()
+
+        def test_fine(): pass
+    """, "--memwatch-peak=1GB", "--memwatch-engine=auto")  # fmt: skip
+    assert outcome.counts() == {"passed": 1}
+
+
+def test_mapped_memory_names_no_holder_that_did_not_hold_it(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import ctypes, mmap
+        NAMES, KEPT = [], []
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+        def test_foreign():
+            NAMES.append([f"name {number}" for number in range(2000)])
+            ctypes.memset(libc.mmap(None, 8_000_000, 3, 0x22, -1, 0), 1, 8_000_000)
+
+        def test_object():
+            KEPT.append(mmap.mmap(-1, 8_000_000))
+            KEPT[-1].write(bytes(8_000_000))
+    """)  # fmt: skip
+    assert outcome.verdicts() == {"test_foreign": "leak", "test_object": "leak"}
+    assert outcome.row("test_foreign")["metric"] == "rss" and "NAMES" not in outcome.row("test_foreign")["message"]
+
+
+def test_what_the_program_has_frozen_stays_frozen(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import gc; KEPT = [[] for _ in range(10_000)]; gc.collect(); gc.freeze()")
+    outcome = run(pytester, """
+        from gc import get_freeze_count
+        COUNT = get_freeze_count()
+
+        def test_frozen():
+            assert 10_000 < get_freeze_count() <= COUNT
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 1}
+
+
+def test_a_leak_of_a_tear_down_is_found_beside_fixtures_that_look_into_the_stash(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.fixture
+        def leaky(tmp_path, caplog):
+            yield
+            KEPT.append(bytearray(4_000_000))
+
+        def test_shares(leaky): pass
+        def test_last(leaky): pass
+    """)  # fmt: skip
+    assert outcome.counts() == {"passed": 2, "errors": 2} and set(outcome.verdicts().values()) == {"leak"}

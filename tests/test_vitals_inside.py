@@ -186,7 +186,7 @@ def test_the_pressure_file_is_sought_again_when_it_could_not_be_opened(tmp_path,
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.open", refuse)
+        patch.setattr("memwatch.vitals.process._open", refuse)
         patch.setattr("builtins.open", refuse)
         assert "pressure" not in vitals.read()
     assert vitals.read()["pressure"] == 7.0

@@ -117,9 +117,9 @@ def test_a_process_of_another_user_is_refused_in_words(service, monkeypatch):
 
     told = []
     vitals = OutsideVitals(service.pid)
-    monkeypatch.setattr("memwatch.vitals.process.os.listdir", denied)
+    monkeypatch.setattr("memwatch.vitals.process._listdir", denied)
     values = vitals.read(lambda name, error: told.append((name, str(error))), complete=True)
-    monkeypatch.setattr("memwatch.vitals.process.os.listdir", refuse)
+    monkeypatch.setattr("memwatch.vitals.process._listdir", refuse)
     assert "rss" in values and "sockets" not in values
     assert told == [
         ("sockets", f"sockets of process {service.pid} cannot be read: it belongs to another user. Run as that user or as root.")

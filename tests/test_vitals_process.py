@@ -66,7 +66,7 @@ def test_descriptors_are_counted_the_same_by_size_and_by_listing(tmp_path, monke
         st_size = 0  # Linux before 6.2
 
     with monkeypatch.context() as patch:
-        patch.setattr(process.os, "stat", lambda path: Old)
+        patch.setattr(process, "_stat", lambda path: Old)
         listed = process.count_descriptors("/proc/self"), process.count_descriptors(f"/proc/{os.getpid()}")
     assert listed == (expected, expected + 1)  # by number it cannot know that the listing itself is ours
     assert process.count_descriptors(str(tmp_path)) is None

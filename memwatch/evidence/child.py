@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from memwatch.descriptors import identity
 from memwatch.evidence import census, names
 
 DEADLINE_S = 30.0
@@ -87,7 +88,7 @@ class Child:
         """How it ended if not by itself."""
         self._read, write = os.pipe()
         os.set_blocking(self._read, False)
-        self._identity = _identity(self._read)
+        self._identity = identity(self._read)
         self.deadline_s = clock() + deadline_s
         began_s = time.perf_counter()
         _imp.acquire_lock()  # no other thread may fork while the handlers of os.register_at_fork are put aside
@@ -108,7 +109,7 @@ class Child:
         if self._read < 0:
             return True
         while True:
-            if _identity(self._read) != self._identity:
+            if identity(self._read) != self._identity:
                 # The program has closed all descriptors, as daemons do, and that number is by now another file's: not ours to read.
                 self._read = -1
                 self.died = "was lost: the program closed its pipe"
@@ -171,7 +172,7 @@ class Child:
 
     def _close(self) -> None:
         if self._read >= 0:
-            if _identity(self._read) == self._identity:
+            if identity(self._read) == self._identity:
                 os.close(self._read)
             self._read = -1
 
@@ -191,11 +192,3 @@ def _wait(pid: int, options: int) -> None:
     with contextlib.suppress(OSError):
         # Not os.waitpid, which gevent replaces with one that waits in its loop.
         importlib.import_module("posix").waitpid(pid, options)
-
-
-def _identity(descriptor: int) -> tuple[int, int] | None:
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

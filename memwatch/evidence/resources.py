@@ -168,7 +168,7 @@ def _descriptors() -> Iterator[Member]:
         elif target.startswith("pipe:"):
             group = "pipe"
         else:
-            group = f"file {starred(target)}"
+            group = f"file {starred(target.encode('utf-8', 'backslashreplace').decode())}"  # a name need not be text
         yield Member(group, (number, target), ())
 
 

@@ -19,6 +19,8 @@ from memwatch.evidence.survivors import survivors
 from memwatch.model import Suspect
 from memwatch.vitals import heap
 
+_sleep = time.sleep  # a test may put its own in its place
+
 FINEST_MEAN = 1024
 COARSEST_MEAN = 4096
 SAMPLES_WANTED = 1000
@@ -129,7 +131,7 @@ class Look:
             self._notes.append(f"the heap was not looked at: no child could be forked ({error})")
             return []
         while not child.poll():
-            time.sleep(0.001)
+            _sleep(0.001)
         if child.died is not None:
             self._notes.append(f"the child that looked at the heap {child.died}")
         return child.lines

@@ -5,6 +5,8 @@ Law: a malformed limit is refused with the text and what is accepted, before any
 
 from __future__ import annotations
 
+import re
+
 from memwatch import units
 
 RESOURCES = ("fds", "threads", "children", "tasks")
@@ -50,8 +52,8 @@ def count_of(name: str, value: object) -> int | None:
     """
     if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "off", "no")):
         return None
-    if isinstance(value, str) and value.strip().isdigit():
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    raise LimitError(f"{name}={value!r} is not a whole number, 0 or more, or None for no limit")
+    raise LimitError(f"{name}={value!r:.60} is not a whole number, 0 or more, or None for no limit")

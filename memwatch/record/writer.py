@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from memwatch import descriptors
 from memwatch.model import CHANNELS, Census, Event, Evidence, Process, Report, Sample, iso
 from memwatch.record.directory import delete_record, record_name
 from memwatch.record.schema import (
@@ -213,12 +214,12 @@ class RecordWriter:
         """
         _immortalise(self._connection)
         for descriptor, identity in self._descriptors.items():
-            if _identity(descriptor) == identity:
+            if descriptors.identity(descriptor) == identity:
                 os.close(descriptor)
         _open_paths.discard(str(self.path))
 
     def _holds_its_descriptors(self) -> bool:
-        return all(_identity(descriptor) == identity for descriptor, identity in self._descriptors.items())
+        return all(descriptors.identity(descriptor) == identity for descriptor, identity in self._descriptors.items())
 
     def _check_log(self) -> None:
         log = Path(f"{self.path}-wal")
@@ -282,14 +283,6 @@ class RecordWriter:
             raise RecordError(f"cannot {doing} the record {self.path}: {error}") from None
 
 
-def _identity(descriptor: int) -> tuple[int, int] | None:
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _descriptors_of(path: Path) -> dict[int, tuple[int, int]]:
     """The descriptors that SQLite holds of a record, its log and the log's index, with what they lead to."""
     ours = set()
@@ -301,7 +294,7 @@ def _descriptors_of(path: Path) -> dict[int, tuple[int, int]]:
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             for entry in Path(folder).iterdir():
-                identity = _identity(int(entry.name))
+                identity = descriptors.identity(int(entry.name))
                 if identity in ours and identity is not None:
                     found[int(entry.name)] = identity
             break

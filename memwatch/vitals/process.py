@@ -5,17 +5,26 @@ guessed at.
 """
 
 # A pathlib call costs several times what it wraps, and readings come at every tick.
-# ruff: noqa: PTH110, PTH112, PTH115, PTH116, PTH119, PTH208
+# ruff: noqa: PTH110, PTH112, PTH115, PTH119
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import NamedTuple
 
+from memwatch.descriptors import identity
+
 # Running out of descriptors, memory or patience passes; it says nothing about what was asked.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR))
 _STANDARD_STREAMS = 3
+
+# A test of the program may put its own in their place, and is read meanwhile.
+_close, _listdir, _open, _stat = os.close, os.listdir, os.open, os.stat
+_waitid = getattr(os, "waitid", None)
+if hasattr(os, "pread"):
+    _pread = os.pread
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -35,7 +44,7 @@ def demand_descriptor() -> None:
         OSError: it cannot, for want of a descriptor or of memory.
     """
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
+        _close(_open(os.devnull, os.O_RDONLY))
     except OSError as error:
         if is_shortage(error):
             raise
@@ -64,10 +73,10 @@ class OpenFile:
         """
         if self.descriptor is not None:
             try:
-                return os.pread(self.descriptor, self.size, 0)
+                return _pread(self.descriptor, self.size, 0)
             except OSError:
                 self.reopen()
-        return os.pread(self._open(), self.size, 0)
+        return _pread(self._opened(), self.size, 0)
 
     def reopen(self) -> None:
         """Open it anew at the next reading."""
@@ -78,18 +87,16 @@ class OpenFile:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is None:
             return
-        try:
-            if _identity(descriptor) == self._identity:
-                os.close(descriptor)
-        except OSError:
-            pass
+        if identity(descriptor) == self._identity:
+            with contextlib.suppress(OSError):
+                _close(descriptor)
 
     def __del__(self) -> None:
         self.close()
 
-    def _open(self) -> int:
-        self.descriptor = _above_standard_streams(os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
-        self._identity = _identity(self.descriptor)
+    def _opened(self) -> int:
+        self.descriptor = _above_standard_streams(_open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+        self._identity = identity(self.descriptor)
         return self.descriptor
 
 
@@ -107,12 +114,7 @@ def _above_standard_streams(descriptor: int) -> int:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
     finally:
-        os.close(descriptor)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
+        _close(descriptor)
 
 
 class Memory(NamedTuple):
@@ -209,10 +211,10 @@ def count_descriptors(process: str) -> int | None:
     """
     folder = f"{process}/fd"
     try:
-        size = os.stat(folder).st_size
+        size = _stat(folder).st_size
         if size:
             return size
-        listed = len(os.listdir(folder))
+        listed = len(_listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return None
     # Listing our own folder opens a descriptor of its own.
@@ -237,7 +239,7 @@ def descriptors_by_kind(pid: int | None = None, *, proc_root: str = "/proc") -> 
     """
     folder = f"{proc_root}/{'self' if pid is None else pid}/fd"
     try:
-        numbers = os.listdir(folder)
+        numbers = _listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     kinds: dict[str, int] = {}
@@ -269,7 +271,7 @@ def count_sockets(process: str) -> int | None:
     """
     folder = f"{process}/fd"
     try:
-        numbers = os.listdir(folder)
+        numbers = _listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     count = 0
@@ -293,7 +295,7 @@ def children_of(pid: int | None, *, proc_root: str = "/proc") -> tuple[int, ...]
     folder = f"{proc_root}/{'self' if pid is None else pid}"
     threads = f"{folder}/task"
     try:
-        names = os.listdir(threads)
+        names = _listdir(threads)
     except OSError as error:
         if is_shortage(error):
             raise
@@ -324,7 +326,7 @@ def _children_by_parent(folder: str, proc_root: str) -> tuple[int, ...]:
     found: list[int] = []
     if parent is None:
         return ()
-    for name in os.listdir(proc_root):
+    for name in _listdir(proc_root):
         if not name.isdigit():
             continue
         status = parse_stat(read_bytes(f"{proc_root}/{name}/stat") or b"")
@@ -335,11 +337,10 @@ def _children_by_parent(folder: str, proc_root: str) -> tuple[int, ...]:
 
 def has_children() -> bool:
     """Whether this process has any child at all, in one system call (1 µs); it reaps nobody."""
-    waitid = getattr(os, "waitid", None)
-    if waitid is None:
+    if _waitid is None:
         return True
     try:
-        waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        _waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
     except OSError:
