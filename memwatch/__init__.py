@@ -76,6 +76,10 @@ _expectations: Expectations | None = None
 
 def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
+    if name == "caches":  # so that `memwatch.caches.stats()` needs no import of its own
+        import importlib
+
+        return importlib.import_module("memwatch.caches")
     if module is None:
         raise AttributeError(f"module 'memwatch' has no attribute {name!r}")
     import importlib

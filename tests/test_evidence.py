@@ -136,6 +136,25 @@ def grow():
     assert first(found, "holders")["share"] > 0.4  # its blocks are its own, not "C's"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("100_000, name='rows'", "LRUCache rows held 20,000 of at most 100,000 entries"),
+        ("None, max_bytes='1GiB', name='rows'", "LRUCache rows held 10."),
+    ],
+)
+def test_a_cache_of_ours_that_is_not_full_is_a_fill_by_entries_or_by_bytes(arguments: str, reason: str) -> None:
+    found = examined(f"""
+from memwatch.caches import LRUCache
+class Rows(LRUCache): pass
+ROWS = LRUCache({arguments})
+def grow():
+    for i in range(2000): ROWS[len(ROWS)] = "value %d" % i * 30
+""")
+    assert found["bounded"][0].startswith(reason)
+    assert ("of at most 1.00 GiB" in found["bounded"][0]) == ("GiB" in arguments)
+
+
 def test_a_cache_with_the_attributes_of_cachetools_is_a_fill() -> None:
     found = examined("""
 class Cache:

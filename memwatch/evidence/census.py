@@ -267,5 +267,5 @@ def _find_garbage(heap: Any, unresolved: list[tuple[dict[str, Any], int]]) -> No
 def _said(holding: holders.Holding) -> dict[str, Any]:
     said: dict[str, Any] = {"place": holding.place, "trail": holding.trail}
     if holding.bound is not None:
-        said["bound"] = [holding.bound.text, holding.bound.holds, holding.bound.most]
+        said["bound"] = list(holding.bound)
     return said

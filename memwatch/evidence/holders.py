@@ -41,6 +41,8 @@ class Bound(NamedTuple):
     """What it is, `lru_cache app.lookup`."""
     holds: int
     most: int
+    unit: str = "entries"
+    """What both count: entries or bytes."""
 
 
 class Holding(NamedTuple):
@@ -170,7 +172,10 @@ def _bound_there(bounds: dict[int, Bound], sizes: Sequence[int], place: int) -> 
     if place in bounds:
         return bounds[place]
     wrapper = bounds.get(place - 1)
-    return wrapper if wrapper is not None and wrapper.holds / 2 <= sizes[place] <= 4 * wrapper.holds + 16 else None
+    if wrapper is None:
+        return None
+    wraps = wrapper.unit == "bytes" or wrapper.holds / 2 <= sizes[place] <= 4 * wrapper.holds + 16
+    return wrapper if wraps else None
 
 
 def _accumulation(sizes: Sequence[int]) -> int:
@@ -301,6 +306,9 @@ def bound_of(thing: object, after: object) -> Bound | None:
     limit = _maxlen(thing)
     if limit is not None:
         return Bound(f"{names.type_name(kind)} with maxlen", names.length(thing) or 0, limit)
+    engine = getattr(sys.modules.get("memwatch.caches.engine"), "Engine", None)
+    if engine is not None and names.isinstance_of(thing, engine):
+        return _bound_of_ours(thing)
     attributes = names.instance_dict(thing) or {}
     for bound_name, size_name in _BOUNDED:
         most, size = attributes.get(bound_name), attributes.get(size_name)
@@ -311,6 +319,20 @@ def bound_of(thing: object, after: object) -> Bound | None:
             if holds is not None:
                 return Bound(names.type_name(kind), holds, most)
     return None
+
+
+def _bound_of_ours(thing: object) -> Bound | None:
+    """Of a cache of memwatch's: the bound that it is nearer to."""
+    slots, name = names.slots(thing), names.type_name(type(thing)).rpartition(".")[2]
+    called = f"{name} {slots['name']}" if isinstance(slots.get("name"), str) else name
+    found = []
+    for most, holds, unit in (
+        (slots.get("_maxsize"), names.length(slots.get("_entries")), "entries"),
+        (slots.get("_max_bytes"), slots.get("_bytes"), "bytes"),
+    ):
+        if isinstance(most, int) and isinstance(holds, int) and most > 0:
+            found.append(Bound(called, holds, most, unit))
+    return max(found, key=lambda bound: bound.holds / bound.most, default=None)
 
 
 def _edge(parent: object, child: object, owner: object) -> str | None:

@@ -199,16 +199,19 @@ class Paths:
 
     def bounded(self, moment: Moment) -> Bounded | None:
         """The bounded container that holds most of the growth and is not full, if one does."""
-        bounds: dict[str, tuple[float, int, int]] = {}
+        bounds: dict[str, tuple[float, int, int, str]] = {}
         for line in self._paths:
             bound = line.get("bound")
             if line["status"] == 0 and bound:
-                weight, _, _ = bounds.get(bound[0], (0.0, 0, 0))
-                bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2])
-        for name, (weight, holds, most) in bounds.items():
+                weight = bounds.get(bound[0], (0.0,))[0]
+                bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2]), str(bound[3])
+        for name, (weight, holds, most, unit) in bounds.items():
             if weight >= BOUNDED_SHARE * self._total and FEWEST <= holds < FULL * most:
                 room = moment.verdict.grown * min(ROOM, (most - holds) / holds)
-                reason = f"{name} held {holds:,} of at most {most:,} entries when it was looked at"
+                if unit == "bytes":
+                    reason = f"{name} held {format_size(holds)} of at most {format_size(most)} when it was looked at"
+                else:
+                    reason = f"{name} held {holds:,} of at most {most:,} entries when it was looked at"
                 counted = is_counted(moment.verdict.channel)
                 return Bounded(reason, room, moment.verdict.channel if counted else None)
         return None
