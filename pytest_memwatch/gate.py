@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import re
+import sys
 import types
 import warnings
 from collections.abc import Generator, Iterator
@@ -72,6 +73,7 @@ class Gate:
         self._level: Reading = UNREAD
         """Before the last test."""
         self._older = Older()
+        self._is_littered = False
         self._phases: dict[str, int] = {}
         self._meter_peak: Peak | None = None
         self._before = None if self.is_worker else baseline.read(self.settings)
@@ -145,6 +147,10 @@ class Gate:
 
     def _begin(self, item: pytest.Item, limits: Limits) -> Reading | None:
         """The process before a test; None if it cannot be read."""
+        # The last failure's traceback holds what its frames hold.  pytest lets it go when the next body begins, and that is not to
+        # be counted as given back by the next test.
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            sys.__dict__.pop(name, None)
         try:
             if self._first is None:
                 self.log.start(item.nodeid, None)  # opens its file, which is not the test's
@@ -152,7 +158,9 @@ class Gate:
                 self._first = self._level = self._reader.read(small=True)
             before = self._reader.read(small=True)
             self._older = self._older.plus(between(self._level, before))
-            if self._older.matters(limits):
+            # The one before has failed, and left its frames in a cycle; or was looked at, and left some 200 KiB of ours.
+            if self._older.matters(limits) or self._is_littered:
+                self._is_littered = False
                 settle(self._reader)
                 before, self._older = self._reader.read(small=True), Older()
         except Exception:
@@ -328,6 +336,7 @@ class Gate:
     def _judge(self, watch: Watch) -> None:
         __tracebackhide__ = True
         watch.judged = True
+        self._is_littered = True
         case = Case(lambda: self._repeat(watch), watch.limits, self._reader, self._row, self._phase)
         first = watch.growth()
         self._row.growth = _bytes(first)
@@ -381,6 +390,7 @@ class Gate:
     def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
         report = yield
         error = None if call.excinfo is None else call.excinfo.value
+        self._is_littered |= error is not None and not isinstance(error, pytest.skip.Exception)
         watch = self._watch
         finding = error if isinstance(error, MemoryGrowth) else None
         if finding is not None and inside.is_of_gate(finding):

@@ -700,3 +700,27 @@ def test_a_leak_of_a_tear_down_is_found_beside_fixtures_that_look_into_the_stash
         def test_last(leaky): pass
     """)  # fmt: skip
     assert outcome.counts() == {"passed": 2, "errors": 2} and set(outcome.verdicts().values()) == {"leak"}
+
+
+def test_what_a_failed_or_judged_test_leaves_to_the_collector_hides_no_leak_of_the_next(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, """
+        import pytest
+        KEPT = []
+
+        @pytest.mark.xfail(reason="known")
+        def test_fails():
+            file = open(__file__)
+            assert 0
+
+        def test_leaves_a_file():
+            KEPT.append(open(__file__))
+
+        def test_first():
+            KEPT.append(bytearray(5_000_000))
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_just_over(number):
+            KEPT.append(bytearray(1_100_000))
+    """)  # fmt: skip
+    verdicts = outcome.verdicts()
+    assert verdicts.pop("test_fails") == "clean" and len(verdicts) == 4 and set(verdicts.values()) == {"leak"}
