@@ -73,6 +73,11 @@ class Relief:
         self._gauge = PressureGauge()
         self._last_s = 0.0
 
+    def end(self) -> None:
+        """Nobody watches any more: caches get their bounds back, and paused jobs go on."""
+        registry.note_pressure("normal")
+        relieving.lift()
+
     def act(self, now: Situation, tell: Callable[[Pressure], None]) -> list[Event]:
         """Relieve if a level was entered or the clean-up interval is over.
 

@@ -577,6 +577,7 @@ class Watcher:
             self._generation += 1
         self._alarm.ring()
         forks.unwatch(self)
+        self._relief.end()
         # Every wait here is bounded: a hook or a disk that hangs must not keep the program from ending.
         if self._thread is not None:
             self._thread.wait_gone(END_WAIT_S)

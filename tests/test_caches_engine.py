@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -236,7 +237,7 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "write when some are due": lambda cache: (setattr(cache._timer, "now", cache._timer.now + 7), cache.__setitem__("n", 1)),
     "resize": lambda cache: cache.resize(3),
     "get_or_set": lambda cache: cache.get_or_set("new", lambda: "v", tags=("t",)),
-    "lower room": lambda cache: cache.lower_room(0.5),
+    "give back": lambda cache: cache.give_back(0.5),
 }
 
 
@@ -609,8 +610,7 @@ def test_what_pressure_took_is_not_filled_up_again_until_it_is_over() -> None:
     cache: Any = LRUCache(1000, max_bytes=1_000_000, sizeof=lambda value: 1000, name="c")
     for number in range(2000):
         cache[number] = number
-    cache.lower_room(0.5)
-    cache.shrink(fraction=0.5)
+    cache.give_back(0.5)
     held = cache.bytes
     for number in range(2000):
         cache[number] = number
@@ -672,3 +672,94 @@ def test_a_subclass_that_overrides_popitem_is_asked_what_has_to_go() -> None:
     cache.update({1: 1, 2: 2, 3: 3})
     assert gone == [(1, 1)]
     assert isinstance(cache, Cache) and isinstance(TLRUCache(1, lambda key, value, now: now), Cache) and FakeClock is not None
+
+
+def test_a_refused_value_is_told_at_once_and_not_kept_and_oversize_raises_for_new_keys_too() -> None:
+    class Blob:
+        pass
+
+    log = Log()
+    cache: Any = LRUCache(10, max_bytes=1000, on_remove=log, sizeof=lambda value: 5000)
+    blob = Blob()
+    gone = weakref.ref(blob)
+    cache["k"] = blob
+    assert log == [("k", blob, "rejected")] and len(cache) == 0
+    log.clear()
+    del blob
+    assert gone() is None
+    strict: Any = LRUCache(10, max_bytes=1000, oversize="raise")
+    with pytest.raises(ValueError, match="value too large"):
+        strict["new"] = b"x" * 5000
+    with pytest.raises(ValueError, match="value too large"):
+        strict.set("new", b"x" * 5000)
+    odd: Any = LRUCache(None, max_bytes=1000, sizeof=lambda value: float("nan"))  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="NaN"):
+        odd["k"] = 1
+
+
+def test_a_cache_that_holds_little_is_not_shut_by_pressure_and_levels_that_flap_do_not_add_up() -> None:
+    cache: Any = LRUCache(1000, max_bytes="64MB", oversize="raise")
+    cache["one"] = 1
+    cache.give_back(0.7)
+    cache["two"] = "x" * 1000
+    assert len(cache) == 2
+    cache.lift()
+    cache.update(dict.fromkeys(range(1000), "x" * 10000))
+    held = cache.bytes
+    for _ in range(6):
+        cache.give_back(0.7)
+        cache.give_back(0.4)
+    assert cache.bytes == pytest.approx(0.4 * held, rel=0.05)
+    empty: Any = LRUCache(1000)
+    empty.give_back(0.4)
+    empty.update(dict.fromkeys(range(40)))
+    assert len(empty) == 40
+
+
+def test_a_clock_that_several_hold_goes_on_when_the_last_has_let_go() -> None:
+    clock = Clock()
+    cache: Any = TTLCache(5, 10, timer=clock)
+    first, second = cache.timer, cache.timer
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    clock.now += 5
+    assert cache.timer() == 1000
+    second.__exit__(None, None, None)
+    assert cache.timer() == 1005
+
+
+def test_signals_that_interrupt_it_leave_no_lock_held() -> None:
+    program = """
+import signal, sys, threading
+from memwatch.caches import LRUCache
+cache = LRUCache(50, max_bytes=20_000, ttl=5)
+class Interrupted(BaseException): pass
+kept = []
+def interrupt(*_): raise Interrupted
+signal.signal(signal.SIGALRM, interrupt)
+interrupts = number = 0
+while interrupts < 1500:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0007)  # once: not while the exception is handled
+        while True:
+            number += 1
+            cache.set(number % 90, number, tags=("t",))
+            cache.pop(number % 70, None)
+            cache.get_or_set(number % 30, int)
+            if number % 500 == 0: cache.invalidate(tag="t"); cache.shrink(fraction=0.5)
+    except Interrupted as error:
+        interrupts += 1
+        kept.append(error)  # with its traceback, as an error tracker would
+        del kept[:-20]
+signal.setitimer(signal.ITIMER_REAL, 0)
+done = []
+def other():
+    for key in range(90): cache.set(key, key); cache.get_or_set(key, int)
+    done.append(cache.entries <= 50 and cache.bytes == sum(entry.size for entry in cache._entries.values()))
+thread = threading.Thread(target=other, daemon=True)
+thread.start(); thread.join(20)
+print(done, cache.stats().loading)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["[True]", "0"], done.stdout + done.stderr

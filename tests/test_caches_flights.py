@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -421,3 +422,174 @@ def test_a_cached_method_of_its_own_cache_is_loaded_once_too() -> None:
     repository = Repository()
     assert [repository.row(1), repository.row(1), repository.row(2)] == [1, 1, 2] and repository.calls == 2
     assert list(repository.rows) == [(1,), (2,)]
+
+
+def test_refreshes_that_hang_or_end_their_thread_keep_nobody_waiting() -> None:
+    clock = Clock()
+    cache, other = (LRUCache[Any, Any](100, ttl=10, stale_ttl=20, timer=clock) for _ in range(2))
+    cache.update(dict.fromkeys(range(8), "old"))
+    other["k"] = "old"
+    clock.now = 15
+
+    def ends() -> Any:
+        raise SystemExit
+
+    for key in range(4):
+        assert cache.get_or_set(key, ends) == "old"
+    wait_until(lambda: cache.stats().loading == 0)
+    hang = threading.Event()
+    try:
+        for key in range(4, 8):
+            assert cache.get_or_set(key, lambda: hang.wait(60)) == "old"
+        assert other.get_or_set("k", lambda: "new") == "old"  # its refresh waits in the queue
+        clock.now = 100
+        assert together(lambda: other.get_or_set("k", lambda: "new")) == ["new"]
+    finally:
+        hang.set()
+
+
+def test_a_finalizer_and_a_key_that_use_the_cache_while_a_load_begins_do_not_hang() -> None:
+    cache: Any = LRUCache(10**6)
+
+    class Node:
+        def __del__(self) -> None:
+            cache.get_or_set(("dead", id(self)), int)
+
+    class Key:
+        def __hash__(self) -> int:
+            return 7
+
+        def __eq__(self, other: object) -> bool:
+            cache.peek("from eq")
+            return self is other
+
+    def use() -> str:
+        thresholds = gc.get_threshold()
+        try:
+            for number in range(2000):
+                node = Node()
+                node.me = node  # type: ignore[attr-defined]
+                del node
+                gc.set_threshold(2 + number % 40)
+                cache.get_or_set(number, int)
+                if number % 100 == 0:
+                    cache.get_or_set(Key(), int)
+        finally:
+            gc.set_threshold(*thresholds)
+        return "done"
+
+    assert together(use) == ["done"]
+
+
+def test_what_is_stored_while_a_load_is_under_way_is_not_overwritten_by_it() -> None:
+    cache: Any = LRUCache(10)
+    for store in (lambda: cache.__setitem__("k", "new"), lambda: cache.set("k", "new")):
+        cache.clear()
+        load = Load("old")
+
+        def replace(store: Callable[[], Any] = store, load: Load = load) -> None:
+            load.begun.wait(20)
+            store()
+            load.go.set()
+
+        together(lambda load=load: cache.get_or_set("k", load), replace)
+        assert cache["k"] == "new"
+
+
+def test_an_error_of_a_load_holds_nothing_when_it_has_been_handled() -> None:
+    cache: Any = LRUCache(10)
+
+    class Big:
+        pass
+
+    big = Big()
+    gone = weakref.ref(big)
+
+    def load(big: Big) -> Any:
+        raise LookupError
+
+    gc.disable()
+    try:
+        try:
+            cache.get_or_set("k", lambda big=big: load(big))
+        except LookupError:
+            pass
+        del big
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_an_error_of_a_computed_time_to_live_is_not_taken_for_a_large_value() -> None:
+    def ttl(value: Any) -> float:
+        raise ValueError("no expiry in it")
+
+    with pytest.raises(ValueError, match="no expiry in it"):
+        LRUCache[Any, Any](10).get_or_set("k", lambda: 1, ttl=ttl)
+
+
+def test_coroutines_that_load_what_the_other_waits_for_both_get_an_answer() -> None:
+    cache: Any = LRUCache(10)
+
+    def crossing(own: str, other: str) -> Any:
+        async def one() -> str:
+            return "one"
+
+        async def load() -> str:
+            await asyncio.sleep(0.02)
+            return own + str(await cache.aget_or_set(other, one))
+
+        return cache.aget_or_set(own, load)
+
+    async def main() -> list[str]:
+        return await asyncio.wait_for(asyncio.gather(crossing("a", "b"), crossing("b", "a")), 10)
+
+    first, second = asyncio.run(main())
+    assert first.startswith("a") and second.startswith("b")
+
+
+def test_a_task_that_a_load_has_started_uses_the_cache_like_any_other_when_the_load_has_ended() -> None:
+    cache: Any = LRUCache(10)
+    calls = []
+
+    async def load() -> str:
+        calls.append(1)
+        return "value"
+
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def worker() -> None:
+            await go.wait()
+            for _ in range(5):
+                await cache.aget_or_set("k", load)
+
+        async def connect() -> Any:
+            return asyncio.create_task(worker())
+
+        task = await cache.aget_or_set("k", connect)
+        del cache["k"]
+        go.set()
+        await task
+
+    asyncio.run(main())
+    assert len(calls) == 1
+
+
+def test_a_cached_coroutine_method_keeps_no_object_and_knows_objects_apart() -> None:
+    @dataclass
+    class Service:  # equal to another, and without a hash
+        name: str
+
+        @cached(LRUCache(10))
+        async def greet(self) -> int:
+            return id(self)
+
+    async def main() -> Any:
+        first, second = Service("a"), Service("a")
+        assert await first.greet() == await first.greet() != await second.greet()
+        return weakref.ref(first)
+
+    gone = asyncio.run(main())
+    gc.collect()
+    assert gone() is None

@@ -78,8 +78,8 @@ def test_each_level_shrinks_every_cache_once_the_coldest_first_and_permanent_one
     ticks(watcher, clock, 2)
     assert len(order) == 60  # once per level, however long it lasts
     ticks(watcher, clock)
-    assert [round(cache.bytes / held, 2) for cache in made.values()] == [0.28, 0.4, 0.28]
-    assert made["hot"].stats().removals == {RemovalCause.PRESSURE: 72}
+    assert [round(cache.bytes / held, 2) for cache in made.values()] == [0.4, 0.4, 0.4]
+    assert made["hot"].stats().removals == {RemovalCause.PRESSURE: 60}
 
 
 def test_a_shrunk_cache_stays_small_while_the_level_lasts_and_grows_back_in_steps_after_it() -> None:
@@ -166,6 +166,36 @@ def test_all_caches_can_be_seen_shrunk_expired_and_emptied_and_are_not_kept() ->
     assert first.entries == second.entries == 0
     del first, second
     assert caches.all() == []
+
+
+def test_a_cache_that_fails_does_not_spare_the_others_and_the_watch_goes_on() -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("working outside of request context")
+
+    proxies: Any = LRUCache(10, name="proxies")
+    proxies["p"] = Proxy()
+
+    def broken() -> float:
+        raise OSError("no clock")
+
+    clockless: Any = LRUCache(10, name="clockless", ttl=5)
+    clockless["k"] = 1
+    clockless._now = broken
+    good = cache_of("good")
+    watcher, clock = watched([50, 86, 86])
+    ticks(watcher, clock, 3)
+    assert good.entries == 40 and watcher.failures == {}
+
+
+def test_when_the_watch_ends_bounds_are_whole_and_paused_jobs_go_on() -> None:
+    cache = cache_of("c")
+    watcher, clock = watched([50, 86])
+    ticks(watcher, clock, 2)
+    assert cache.room < 1 and registry.is_under_pressure()
+    watcher.stop()
+    assert cache.room == 1 and not registry.is_under_pressure()
 
 
 SERVICE = """

@@ -126,3 +126,29 @@ print(done)
     assert done.stdout.strip() == "4000", done.stderr
     naive = subprocess.run([*run, "naive"], capture_output=True, text=True, timeout=120, check=False)
     assert "MemoryError" in naive.stderr
+
+
+def test_with_one_at_a_time_everything_is_loaded_in_the_callers_own_thread() -> None:
+    threads = set()
+
+    def load(keys: Sequence[int]) -> list[int]:
+        threads.add(threading.get_ident())
+        return list(keys)
+
+    assert len(list(caches.batch(load, range(100)))) == 100
+    assert threads == {threading.get_ident()}
+
+
+def test_batches_grow_step_by_step_so_that_larger_values_later_do_not_break_the_budget() -> None:
+    held, most = 0, 0
+
+    def load(keys: Sequence[int]) -> list[int]:
+        nonlocal held, most
+        sizes = [100 if key < 8 else 10_000 for key in keys]
+        held += sum(sizes)
+        most = max(most, held)
+        return sizes
+
+    for _, value in caches.batch(load, range(3000), max_bytes=1_000_000, size=lambda value: value):
+        held -= value
+    assert most < 2_000_000

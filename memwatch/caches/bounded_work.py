@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -79,40 +79,70 @@ def _run(
     most: int,
     is_under_pressure: Callable[[], bool],
 ) -> Iterator[tuple[K, V]]:
-    typical = None  # bytes of a value, of those seen so far the mean of the larger half of each batch
-    under_way: deque[tuple[list[K], Future[Any]]] = deque()
+    sizes = _Sizes(budget / concurrency, most)
     wake = threading.Event()
+    if concurrency == 1:  # in the caller's own thread: what is loaded may belong to it
+        while part := list(islice(keys, _patiently(is_under_pressure, wake, sizes.next_count()))):
+            pairs: deque[tuple[K, V]] = _pairs(part, load_many(part))
+            sizes.learn([size(value) for _, value in pairs])
+            while pairs:
+                yield pairs.popleft()
+        return
+    under_way: deque[tuple[list[K], Future[Any]]] = deque()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="memwatch-batch") as pool:
         try:
             while True:
                 while len(under_way) < concurrency:
-                    count = FIRST_BATCH if typical is None else int(max(1, min(most, budget / concurrency / max(typical, 1.0))))
-                    if typical is None and under_way:
-                        break  # nothing is known of the sizes yet
-                    if under_way and is_under_pressure():
+                    if under_way and (not sizes.are_known or is_under_pressure()):
                         break
-                    if not under_way:
-                        count = _patiently(is_under_pressure, wake, count)
-                    part = list(islice(keys, count))
+                    count = sizes.next_count()
+                    part = list(islice(keys, count if under_way else _patiently(is_under_pressure, wake, count)))
                     if not part:
                         break
                     under_way.append((part, pool.submit(load_many, part)))
                 if not under_way:
                     return
                 part, future = under_way.popleft()
-                wait([future], return_when=FIRST_COMPLETED)
-                pairs: deque[tuple[K, V]] = _pairs(part, future.result())
-                del future
-                sizes = sorted((size(value) for _, value in pairs), reverse=True)
-                if sizes:
-                    upper = sizes[: max(1, len(sizes) // 2)]
-                    mean = sum(upper) / len(upper)
-                    typical = mean if typical is None else max(mean, 0.5 * typical + 0.5 * mean)
-                for _ in range(len(pairs)):
+                pairs = _pairs(part, future.result())
+                del future  # it holds all of them
+                sizes.learn([size(value) for _, value in pairs])
+                while pairs:
                     yield pairs.popleft()
         finally:
             for _, future in under_way:
                 future.cancel()
+
+
+class _Sizes:
+    """How many keys the next batch has, from what the values before it held.
+
+    Args:
+        budget: bytes of a batch.
+        most: keys of a batch.
+    """
+
+    def __init__(self, budget: float, most: int) -> None:
+        self._budget, self._most = budget, most
+        self._typical: float | None = None
+        self._last = min(most, FIRST_BATCH)
+
+    @property
+    def are_known(self) -> bool:
+        """Whether something has been loaded yet."""
+        return self._typical is not None
+
+    def next_count(self) -> int:
+        """At least 1; at most twice as many as the last time, for the next values may be larger than those before."""
+        if self._typical is not None:
+            self._last = int(max(1, min(self._most, 2 * self._last, self._budget / max(self._typical, 1.0))))
+        return self._last
+
+    def learn(self, sizes: list[int]) -> None:
+        """Bytes of the values of a batch.  The larger half counts, and what is smaller than before counts by half."""
+        if sizes:
+            upper = sorted(sizes, reverse=True)[: max(1, len(sizes) // 2)]
+            mean = sum(upper) / len(upper)
+            self._typical = mean if self._typical is None else max(mean, 0.5 * self._typical + 0.5 * mean)
 
 
 def _patiently(is_under_pressure: Callable[[], bool], wake: threading.Event, count: int) -> int:

@@ -17,6 +17,8 @@ from memwatch.caches.sizer import ENTRY_BYTES
 from memwatch.caches.sizer import sizeof as sizer
 from memwatch.caches.statistics import CacheStatistics
 
+FLOOR = 0.05
+"""The part of its bounds that pressure leaves to a cache that held little."""
 Cascade = Callable[[str], Iterable[str]] | Mapping[str, Iterable[str]]
 
 
@@ -45,7 +47,7 @@ class Cache(Engine[K, V]):
         ValueError, TypeError: an argument that cannot be; the message names it.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_cascade", "_stale_hits", "_tier", "_timer")
+    __slots__ = ("__dict__", "__weakref__", "_cascade", "_held_at", "_stale_hits", "_tier", "_timer", "_whole")
 
     def __init__(
         self,
@@ -77,11 +79,18 @@ class Cache(Engine[K, V]):
         self._hooks: tuple[Hook, ...] = () if on_remove is None else (on_remove,)
         self._cascade = cascade
         self._timer = self._now = timer
-        self._stale_hits = 0
+        self._begin_room()
         self.name = name or registry.place_of_caller()
         self._weigh = None if self.getsizeof is Cache.getsizeof else self.getsizeof
         self._begin(clock=policy == "clock")
         registry.add(self)
+
+    def _begin_room(self) -> None:
+        self._stale_hits = 0
+        self._whole: tuple[int, Any] | None = None
+        """Bytes and weight held when pressure began; None while there is none."""
+        self._held_at: list[Any] = []
+        """Times at which `with cache.timer` holds the clock, by now."""
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value, or *default*.  Counts and promotes."""
@@ -162,6 +171,8 @@ class Cache(Engine[K, V]):
         Raises:
             ValueError: it weighs more than *maxsize*, or is larger than *max_bytes* and `oversize="raise"`.
         """
+        if self._flights is not None:
+            self._flights.spoil(key)  # what is being loaded is out of date
         lifetime = lifetime_of(tier)
         if lifetime is not None and ttl is DEFAULT:
             ttl = lifetime.ttl_s
@@ -289,13 +300,18 @@ class Cache(Engine[K, V]):
         """A stale value was served."""
         self._stale_hits += 1
 
+    def keep_loaded(self, key: K, value: V, ttl: Any, tags: tuple[str, ...]) -> bool:
+        """Store what a load brought: as `set`, but it makes no other load out of date."""
+        return self._store(key, value, ttl, tags)
+
     def discard(self, key: K, value: V) -> None:
         """Remove a key if it has this very value."""
-        with self._changes():
-            entry = self._entries.get(key)
-            if entry is not None and entry.value is value:
-                del self._entries[key]
-                self._unlink(entry, INVALIDATED)
+        self._locked(self._discard, key, value)
+
+    def _discard(self, key: K, value: V) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is value:
+            self._drop(key, entry, INVALIDATED)
 
     def stale(self, key: K) -> Any:
         """A value that has expired and may still be served; GONE if there is none."""
@@ -378,19 +394,22 @@ class Cache(Engine[K, V]):
             return bool(self._total() > room_weight or self._bytes > room_bytes)
 
         self._shrink_while(is_much, cause)  # first: it is never larger than its bounds
-        with self._changes():
-            # One statement: an exception comes before it or after it.
-            self._maxsize, self._max_bytes, self._room_weight, self._room_bytes = *checked[:2], room_weight, room_bytes
+        # One statement: an exception comes before it or after it.
+        self._maxsize, self._max_bytes, self._room_weight, self._room_bytes = *checked[:2], room_weight, room_bytes
+        self._whole = None
         self._shrink_while(is_much, cause)  # what other threads stored meanwhile
 
     def _account(self) -> None:
         """Begin to count bytes in a cache that did not."""
         sizes = {id(entry): self._measure(key, sizer(entry.value)) for key, entry in self._snapshot()}
-        with self._changes():
+
+        def begin() -> None:
             for entry in self._entries.values():
                 entry.size = sizes.get(id(entry), ENTRY_BYTES)
             self._sizeof = sizer
             self._bytes = sum(entry.size for entry in self._entries.values())
+
+        self._locked(begin)
 
     def resize_entry(self, key: K) -> None:
         """Measure a value again that has been changed since it was stored.  Does nothing for a key that is not there."""
@@ -398,10 +417,13 @@ class Cache(Engine[K, V]):
         if entry is None or self._sizeof is None:
             return
         size = self._measure(key, self._sizeof(entry.value))
-        with self._changes():
+
+        def change() -> None:
             if entry.cause is None:
                 self._bytes += size - entry.size
                 entry.size = size
+
+        self._locked(change)
         self._shrink_while(lambda: self._bytes > self._room_bytes, BYTES)
 
     def shrink(
@@ -437,34 +459,52 @@ class Cache(Engine[K, V]):
 
     def _shrink_while(self, is_much: Callable[[], bool], cause: RemovalCause, permanent: bool = True) -> None:
         self.expire()
-        spared = 0  # permanent entries passed over, now at the young end
-        while True:
-            left = BATCH
-            with self._changes():
-                entries = self._entries
-                while left and spared < len(entries) and is_much():
-                    key = next(iter(entries))
-                    extra = entries[key].extra
-                    if not permanent and extra is not None and extra[1] is Lifetime.PERMANENT:
-                        entries.move_to_end(key)
-                        spared += 1
-                    else:
-                        self._unlink(entries.pop(key), cause)
-                    left -= 1
-            if left:
-                return
+        spared = [0]  # permanent entries passed over, now at the young end
+        while self._locked(self._shrink_some, is_much, cause, permanent, spared):
+            pass
 
-    def lower_room(self, part: float) -> None:
-        """Let in only *part* of the bounds, until `raise_room`: what pressure has freed is not filled up again at once."""
-        with self._lock:
-            if self._sizeof is not None:
-                full = min(self._bytes_bound(), float(self._bytes) or math.inf)
-                self._room_bytes = min(self._room_bytes, max(full * part, 1.0))
+    def _shrink_some(self, is_much: Callable[[], bool], cause: RemovalCause, permanent: bool, spared: list[int]) -> bool:
+        """Whether there may be more to do.  Under the lock, which others want: a batch at a time."""
+        entries = self._entries
+        for _ in range(BATCH):
+            if spared[0] >= len(entries) or not is_much():
+                return False
+            key = next(iter(entries))
+            extra = entries[key].extra
+            if not permanent and extra is not None and extra[1] is Lifetime.PERMANENT:
+                entries.move_to_end(key)
+                spared[0] += 1
             else:
-                self._room_weight = min(self._room_weight, max(1, math.floor(min(self._maxsize, self._total()) * part)))
+                self._unlink(entries.pop(key), cause)
+        return True
+
+    def give_back(self, part: float, *, permanent: bool = True) -> int:
+        """Shrink to *part* of what it held when pressure began, and stay there until `raise_room`; returns the bytes that left.
+
+        What is left to a cache that held little is a twentieth of its bounds: pressure is no reason to refuse the first few
+        entries.
+        """
+        held, total = self.held_bytes(), self._total()
+        with self._lock:
+            if self._whole is None:
+                self._whole = held, total
+            whole_bytes, whole_total = self._whole
+            if self._sizeof is not None:
+                floor = FLOOR * self._max_bytes if self._max_bytes is not None else 0.0
+                self._room_bytes = min(self._bytes_bound(), max(part * whole_bytes, floor))
+            else:
+                floor = FLOOR * self._maxsize if math.isfinite(self._maxsize) else 64
+                self._room_weight = min(self._maxsize, max(math.floor(part * whole_total), math.ceil(floor), 1))
+        if self._sizeof is not None:
+            self._shrink_while(lambda: self._bytes > self._room_bytes, PRESSURE, permanent)
+            return held - self._bytes
+        self._shrink_while(lambda: self._total() > self._room_weight, PRESSURE, permanent)
+        return round(held * (1 - self._total() / total)) if total else 0
 
     def raise_room(self, step: float) -> bool:
         """Let in *step* of the bounds more; whether the bounds are whole again."""
+        if self._whole is None:
+            return True
         with self._lock:
             if self._room_bytes < self._bytes_bound():
                 whole = self._max_bytes if self._max_bytes is not None else max(self._bytes, 1) * 4
@@ -476,7 +516,15 @@ class Cache(Engine[K, V]):
                 self._room_weight += max(1, math.ceil(whole * step))
                 if self._room_weight >= whole:
                     self._room_weight = self._maxsize
-            return self._room_bytes >= self._bytes_bound() and self._room_weight >= self._maxsize
+            if self._room_bytes >= self._bytes_bound() and self._room_weight >= self._maxsize:
+                self._whole = None
+            return self._whole is None
+
+    def lift(self) -> None:
+        """Have all of its bounds back at once: nobody watches any more."""
+        with self._lock:
+            self._whole = None
+            self._room_weight, self._room_bytes = self._maxsize, self._bytes_bound()
 
     def _bytes_bound(self) -> float:
         return math.inf if self._max_bytes is None else float(self._max_bytes)
@@ -561,7 +609,7 @@ class Cache(Engine[K, V]):
             setattr(self, name, value)
         self._now = self._timer
         self._hooks = ()
-        self._stale_hits = 0
+        self._begin_room()
         self._weigh = None if self.getsizeof is Cache.getsizeof else self.getsizeof
         self._begin(clock=clock)
         now = self._now()
@@ -586,6 +634,7 @@ class Cache(Engine[K, V]):
         self._lock = RLock()
         self._flights = None
         self._repair()
+        self.lift()  # a watcher of this process would begin anew
 
 
 _CONFIGURATION = (
@@ -631,25 +680,30 @@ class _Values(_Items):
 
 
 class _Timer:
-    """A cache's clock, as cachetools shows it: `with cache.timer as now:` holds it."""
+    """A cache's clock, as cachetools shows it: `with cache.timer as now:` holds it, for all threads, until the last has let go."""
 
-    __slots__ = ("_cache", "_held")
+    __slots__ = ("_cache",)
 
     def __init__(self, cache: Cache[Any, Any]) -> None:
         self._cache = cache
-        self._held: list[Callable[[], Any]] = []
 
     def __call__(self) -> Any:
         return self._cache._now()
 
     def __enter__(self) -> Any:
-        now = self._cache._now()
-        self._held.append(self._cache._now)
-        self._cache._now = lambda: now
+        cache = self._cache
+        with cache._lock:
+            now = cache._now()
+            cache._held_at.append(now)
+            cache._now = lambda: now
         return now
 
     def __exit__(self, *exc: object) -> None:
-        self._cache._now = self._held.pop()
+        cache = self._cache
+        with cache._lock:
+            cache._held_at.pop()
+            if not cache._held_at:
+                cache._now = cache._timer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache._timer, name)

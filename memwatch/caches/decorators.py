@@ -193,14 +193,18 @@ class _Function(_Calls):
         return _Method(self, instance)
 
     def call_of(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call as a method, with a key that knows the object weakly."""
+        """Call as a method."""
+        return self._call(self.key_of(instance, args, kwargs), (instance, *args), kwargs)
+
+    def key_of(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The key of a method call; it knows the object by identity, and weakly."""
         while self._dead:
             self._forget(self._dead.popleft())
         try:
             owner: Any = _Weakly(instance, self._dead)
         except TypeError:
             owner = instance  # has no weak references (`__slots__`, int)
-        return self._call((owner, *keys.hashkey(*args, **kwargs)), (instance, *args), kwargs)
+        return (owner, *keys.hashkey(*args, **kwargs))
 
     def _forget(self, owner: _Weakly) -> None:
         """What is known of an object that is gone."""
@@ -270,10 +274,12 @@ class _Weakly:
 
 def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any], info: bool, tags: Tags, ttl: Any) -> Any:
     calls = _Function(function, cache, key, None, None, info, tags, ttl)
+    # It stays a coroutine function, which no object with a `__get__` can be in 3.11: a method is known by its signature.
+    is_method = key is keys.hashkey and next(iter(inspect.signature(function).parameters), None) == "self"
 
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        place = key(*args, **kwargs)
+        place = calls.key_of(args[0], args[1:], kwargs) if is_method and args else key(*args, **kwargs)
         if not isinstance(cache, Engine):
             try:
                 return cache[place]

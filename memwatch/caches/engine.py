@@ -12,8 +12,7 @@ import random
 import sys
 from _thread import RLock
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, MutableMapping
 from typing import Any, Generic, TypeVar
 
 from memwatch.caches.causes import Lifetime, RemovalCause
@@ -22,6 +21,7 @@ from memwatch.caches.sizer import ENTRY_BYTES, sizeof
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 Hook = Callable[[Any, Any, RemovalCause], Any]
 
 log = logging.getLogger("memwatch.caches")
@@ -44,6 +44,10 @@ ATOMIC: frozenset[type] = (
 """Keys whose comparison runs no Python code: with them, moving an entry is one step that no other thread can come between."""
 # An enumeration's members are looked up by Python code in 3.11.
 EXPIRED, SIZE, BYTES, PRESSURE, REPLACED, DELETED, INVALIDATED, CLEARED, REJECTED = RemovalCause
+
+
+class TooLargeError(ValueError):
+    """A value that the cache can never hold."""
 
 
 class Entry:
@@ -212,16 +216,21 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
     def _drop_if_dead(self, key: Any, entry: Entry) -> None:
         if entry.expires is None or self._now() < entry.dead:
             return
-        with self._changes():
-            if self._entries.get(key) is entry:
-                del self._entries[key]
-                self._unlink(entry, EXPIRED)
+        self._locked(self._drop, key, entry, EXPIRED)
+
+    def _drop(self, key: Any, entry: Entry, cause: RemovalCause) -> None:
+        """Remove this very entry, if it is still there.  Under the lock."""
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+            self._unlink(entry, cause)
 
     # --- writing
 
     def __setitem__(self, key: K, value: V) -> None:
         # `_store` written out for what most caches are, with only what this one uses: half the instructions (bench/caches.py).
-        if self._is_special:
+        if self._is_special or self._flights is not None:
+            if self._flights is not None:
+                self._flights.spoil(key)  # what is being loaded is out of date
             self._store(key, value)
             return
         entry = Entry()
@@ -229,15 +238,17 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         entry.value = value
         entry.cause = entry.extra = out = now = entry.expires = None
         entry.hot = False
-        held = 0
+        entry.size = held = 0
         measure = self._sizeof
         if measure is not None:
-            if key.__class__ in ATOMIC:
-                entry.size = held = measure(value) + key.__sizeof__() + ENTRY_BYTES
-                if held <= ENTRY_BYTES:
-                    self._measure(key, held - ENTRY_BYTES - key.__sizeof__())
+            of_value = measure(value)
+            if key.__class__ in ATOMIC and of_value >= 0:
+                entry.size = held = of_value + key.__sizeof__() + ENTRY_BYTES
             else:
-                entry.size = held = self._measure(key, measure(value))
+                entry.size = held = self._measure(key, of_value)
+            if held > self._room_bytes:
+                self._store(key, value, size=of_value)
+                return
         ttl = self._ttl
         if ttl is not None:
             timer = self._now  # called by its attribute, 3.11 looks it up the slow way
@@ -247,7 +258,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             try:
                 entries = self._entries
                 if key in entries or (now is not None and not now < self._wheel.wake):
-                    self._prepare(key, now, held)
+                    self._prepare(key, now)
                 if len(entries) >= self._room_weight or self._bytes + held > self._room_bytes:
                     first = next(iter(entries), None)
                     out = entries.get(first)
@@ -259,24 +270,24 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                         or len(entries) > self._room_weight
                     ):
                         out = None
-                        if not self._admits(entry, held):
-                            return
+                        self._admits(entry, held)
                     else:
                         del entries[first]  # with `next` a third cheaper than `popitem(False)`
                         out.cause = SIZE
                         self._evicted += 1
                         if measure is not None:
                             self._bytes -= out.size
-                entries[key] = entry
-                if measure is not None:
-                    self._bytes += held
-                if now is not None:
-                    wheel = self._wheel
-                    if wheel.begins <= dead < wheel.ends and wheel.room:
-                        wheel.latest.append(key)
-                        wheel.room -= 1
-                    else:
-                        wheel.add(key, dead)
+                if entry.cause is None:  # else its room was lowered meanwhile, and it is refused
+                    entries[key] = entry
+                    if measure is not None:
+                        self._bytes += held
+                    if now is not None:
+                        wheel = self._wheel
+                        if wheel.begins <= dead < wheel.ends and wheel.room:
+                            wheel.latest.append(key)
+                            wheel.room -= 1
+                        else:
+                            wheel.add(key, dead)
             except BaseException:
                 self._repair()
                 raise
@@ -303,9 +314,11 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         weight: Any = 1
         if self._weigh is not None:
             weight = entry.weight = self._weighed(self._weigh(value))
-        held = 0
+        entry.size = held = 0
         if self._sizeof is not None:
-            held = entry.size = self._measure(key, self._sizeof(value) if size is None else size)
+            entry.size = held = self._measure(key, self._sizeof(value) if size is None else size)
+            if self._max_bytes is not None and held > self._max_bytes and self._oversize == "raise":
+                raise TooLargeError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
         now = self._now()
         expires = entry.expires = self._expiry(key, value, ttl, now)
         is_fresh = expires is None or now < expires
@@ -314,28 +327,29 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         if self._pops:
             while key not in self._entries and self._entries and self._total() + weight > self._room_weight:
                 self.popitem()
-        with self._changes():
-            entries = self._entries
-            self._prepare(key, now, held)
-            if not is_fresh:
-                return False
-            if not self._admits(entry, held, weight):
-                return False
-            entries[key] = entry
-            if self._weigh is not None:
-                self._weight += weight
-            self._bytes += held
-            if expires is not None:
-                self._wheel.add(key, entry.dead)
-            for tag in tags:
-                self._tags.setdefault(tag, set()).add(key)
+        return self._locked(self._insert, entry, now, is_fresh, weight, tags)
+
+    def _insert(self, entry: Entry, now: Any, is_fresh: bool, weight: Any, tags: tuple[str, ...]) -> bool:
+        """Under the lock."""
+        key, held = entry.key, entry.size
+        self._prepare(key, now)
+        if not is_fresh or not self._admits(entry, held, weight):
+            return False
+        self._entries[key] = entry
+        if self._weigh is not None:
+            self._weight += weight
+        self._bytes += held
+        if entry.expires is not None:
+            self._wheel.add(key, entry.dead)
+        for tag in tags:
+            self._tags.setdefault(tag, set()).add(key)
         return True
 
     def _weighed(self, weight: Any) -> Any:
         if weight < 0:
             raise ValueError(f"value size must be non-negative, not {weight!r}")
         if weight > self._maxsize:
-            raise ValueError(f"value too large: it weighs {weight!r}, maxsize is {self._maxsize!r}")
+            raise TooLargeError(f"value too large: it weighs {weight!r}, maxsize is {self._maxsize!r}")
         return weight
 
     def _measure(self, key: Any, held: int) -> int:
@@ -357,10 +371,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             return None
         return now + (ttl if self._jitter == 0.0 else ttl * (1 - self._jitter * random.random()))
 
-    def _prepare(self, key: Any, now: Any, held: int) -> None:
+    def _prepare(self, key: Any, now: Any) -> None:
         """Take out what is due, and what the key held before.  Under the lock."""
-        if held > self._room_bytes and self._oversize == "raise":
-            raise ValueError(f"value too large: {held} bytes with its key, max_bytes is {self._max_bytes}")
         wheel = self._wheel
         if now is not None and wheel.wake != NEVER and not now < wheel.wake:
             self._expire(now, DUE_PER_WRITE)
@@ -375,7 +387,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             self._left.append(entry)
             return False
         if self._maxsize < weight:
-            raise ValueError(f"value too large: maxsize is {self._maxsize!r}")
+            raise TooLargeError(f"value too large: maxsize is {self._maxsize!r}")
         entries = self._entries
         while entries:
             is_many = len(entries) >= self._room_weight if self._weigh is None else self._weight + weight > self._room_weight
@@ -417,18 +429,21 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                     if not keys:
                         del self._tags[tag]
 
-    @contextmanager
-    def _changes(self) -> Iterator[None]:
-        """The lock; what an exception left half done is put right, and what left is told after the release."""
+    def _locked(self, change: Callable[..., T], *arguments: Any) -> T:
+        """Run a change under the lock; what an exception leaves half done is put right, and what left is told after the release.
+
+        The lock's own `with` is one step in C: an exception that comes at any time cannot leave it held.
+        """
         try:
             with self._lock:
                 try:
-                    yield
+                    return change(*arguments)
                 except BaseException:
                     self._repair()
                     raise
         finally:
-            self._flush()
+            if self._left:
+                self._flush()
 
     def _flush(self) -> None:
         """Call the hooks for what has left, and let the values go.  Never under the lock."""
@@ -488,8 +503,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             return removed
         now = self._now() if time is None else time
         while not now < self._wheel.wake:
-            with self._changes():
-                removed += self._expire(now, BATCH)
+            removed += self._locked(self._expire, now, BATCH)
             if self._wheel.wake == NEVER:
                 break
         return removed
@@ -502,14 +516,17 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         """Remove a key; its fresh value in a tuple, or None if there was none."""
         if self._flights is not None:
             self._flights.spoil(key)
-        with self._changes():
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            value, fresh = entry.value, self._is_fresh(entry)
-            del self._entries[key]
-            self._unlink(entry, cause if fresh else EXPIRED)
-            return (value,) if fresh else None
+        return self._locked(self._take_out, key, cause)
+
+    def _take_out(self, key: Any, cause: RemovalCause) -> tuple[Any] | None:
+        """Under the lock."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        value, fresh = entry.value, self._is_fresh(entry)
+        del self._entries[key]
+        self._unlink(entry, cause if fresh else EXPIRED)
+        return (value,) if fresh else None
 
     def pop(self, key: K, default: Any = GONE) -> Any:
         """Remove a key and return its value, or *default*.
@@ -531,28 +548,37 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             KeyError: the cache is empty.
         """
         self.expire()
-        with self._changes():
-            while self._entries:
-                entry = self._next_out(self._entries)
-                pair, fresh = (entry.key, entry.value), self._is_fresh(entry)
-                self._unlink(entry, DELETED if fresh else EXPIRED)
-                if fresh:
-                    return pair
-        raise KeyError(f"{type(self).__name__} is empty") from None
+        pair = self._locked(self._take_next)
+        if pair is None:
+            raise KeyError(f"{type(self).__name__} is empty") from None
+        return pair
+
+    def _take_next(self) -> tuple[K, V] | None:
+        """Under the lock."""
+        while self._entries:
+            entry = self._next_out(self._entries)
+            pair, fresh = (entry.key, entry.value), self._is_fresh(entry)
+            self._unlink(entry, DELETED if fresh else EXPIRED)
+            if fresh:
+                return pair
+        return None
 
     def clear(self) -> None:
         """Remove all.  Hooks are told each."""
         if self._flights is not None:
             self._flights.spoil_all()
-        with self._changes():
-            left, self._entries = self._entries, OrderedDict()
-            self._touch = None if self._touch is None else self._entries.move_to_end
-            self._weight, self._bytes, self._tags = 0, 0, {}
-            self._wheel = self._wheel.again(self._entries)
-            for entry in left.values():
-                entry.cause = CLEARED
-            self._counts[CLEARED] += len(left)
-            self._left.extend(left.values())
+        self._locked(self._empty)
+
+    def _empty(self) -> None:
+        """Under the lock."""
+        left, self._entries = self._entries, OrderedDict()
+        self._touch = None if self._touch is None else self._entries.move_to_end
+        self._weight, self._bytes, self._tags = 0, 0, {}
+        self._wheel = self._wheel.again(self._entries)
+        for entry in left.values():
+            entry.cause = CLEARED
+        self._counts[CLEARED] += len(left)
+        self._left.extend(left.values())
 
     def _total(self) -> Any:
         """Entries, or their weight."""

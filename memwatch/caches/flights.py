@@ -1,40 +1,41 @@
 """Loads under way: a key is loaded once, however many threads or coroutines ask for it.
 
-Law: nobody waits for ever for a load that cannot end: a thread that is asked for what it is loading itself, or that would close a
-ring of waiting threads, loads by itself.  What was invalidated while it was loaded is given to those who wait, and not stored.
+Law: nobody waits for ever for a load that cannot end: who is asked for what it is loading itself, or would close a ring of loads
+    that wait for each other, loads by itself.  What was invalidated while it was loaded is given to those who wait, and not stored.
+    No lock: a flight begins and ends by one step of a dictionary.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from memwatch.caches import background
-from memwatch.caches.engine import GONE
+from memwatch.caches.engine import GONE, TooLargeError
 
 if TYPE_CHECKING:
     from memwatch.caches.cache import Cache
 
-log = logging.getLogger("memwatch.caches")
+SLICE_S = 0.1
+"""A waiting thread looks so often whether a ring has closed."""
 
 _waiting: dict[int, _Flight] = {}
 """The flight that each thread waits for, over all caches."""
-_loading: contextvars.ContextVar[tuple[tuple[int, Any], ...]] = contextvars.ContextVar("memwatch_loading", default=())
-"""Cache and key of the loads that this task is part of."""
+_loading: contextvars.ContextVar[tuple[_AsyncFlight, ...]] = contextvars.ContextVar("memwatch_loading", default=())
+"""The loads that this task is part of, the outermost first.  A task that a load has started keeps them when they have ended."""
 
 
 class _Flight:
     """One load by a thread."""
 
-    __slots__ = ("done", "error", "is_spoiled", "key", "owner", "tags", "value")
+    __slots__ = ("done", "error", "is_spoiled", "owner", "tags", "value")
 
-    def __init__(self, key: Any, tags: frozenset[str]) -> None:
-        self.key = key
+    def __init__(self, tags: frozenset[str]) -> None:
         self.tags = tags
         self.owner = threading.get_ident()
         self.done = threading.Event()
@@ -46,14 +47,28 @@ class _Flight:
 class _AsyncFlight:
     """One load by a task of its own."""
 
-    __slots__ = ("is_spoiled", "key", "tags", "task", "waiters")
+    __slots__ = ("is_spoiled", "key", "loads", "tags", "task", "waiters", "waits_for")
 
-    def __init__(self, key: Any, tags: frozenset[str]) -> None:
+    def __init__(self, loads: Flights, key: Any, tags: frozenset[str]) -> None:
+        self.loads = loads
         self.key = key
         self.tags = tags
         self.is_spoiled = False
         self.waiters = 0
+        self.waits_for: list[_AsyncFlight] = []
         self.task: asyncio.Task[Any]
+
+    def reaches(self, others: Iterable[_AsyncFlight]) -> bool:
+        """Whether it waits, directly or through others, for one of these."""
+        wanted, seen, left = set(map(id, others)), set(), [self]
+        while left:
+            flight = left.pop()
+            if id(flight) in wanted:
+                return True
+            if id(flight) not in seen:
+                seen.add(id(flight))
+                left += flight.waits_for
+        return False
 
 
 class Flights:
@@ -61,15 +76,17 @@ class Flights:
 
     def __init__(self, cache: Cache[Any, Any]) -> None:
         self._cache = cache
-        self._lock = threading.Lock()
         self._by_key: dict[Any, _Flight] = {}
-        self._by_loop: dict[tuple[int, Any], _AsyncFlight] = {}
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, _AsyncFlight]] = weakref.WeakKeyDictionary()
+        self._refreshing: dict[Any, None] = {}
+        """Keys that wait for a thread to refresh them."""
         self._loads = self._errors = 0
         self._time_s = 0.0
 
     def figures(self) -> tuple[int, int, float, int]:
         """Loads, those that raised, their seconds together, and those under way."""
-        return self._loads, self._errors, self._time_s, len(self._by_key) + len(self._by_loop)
+        under_way = len(self._by_key) + sum(map(len, list(self._by_loop.values()))) + len(self._refreshing)
+        return self._loads, self._errors, self._time_s, under_way
 
     # --- threads
 
@@ -79,81 +96,78 @@ class Flights:
         tags = frozenset((tags,) if isinstance(tags, str) else tags)
         stale = cache.stale(key)
         if stale is not GONE:
-            refresh = self._begin(key, tags)
-            if refresh is not None:
-                # The flight belongs to the thread that will load, and nobody can wait for that one from within yet.
-                refresh.owner = 0
-                background.run(lambda: self._refresh(refresh, load, ttl))
             cache.count_stale_hit()
+            if key not in self._by_key and self._refreshing.setdefault(key, None) is None:
+                self._refresh_soon(key, load, ttl, tags)
             return stale
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            flight = self._begin(key, tags)
-            if flight is not None:
-                # Another may have landed since this thread looked.
-                value = cache.peek(key, GONE)
-                return self._load(flight, load, ttl) if value is GONE else self._end(flight, value)
-            flight = self._by_key.get(key)
-            if flight is None:
-                value = cache.peek(key, GONE)  # it has just landed
-                if value is not GONE:
-                    return value
-                continue
-            if self._would_wait_for_ever(flight):
+            other, value = self._try(key, load, ttl, tags)
+            if other is None:
+                return value
+            if self._would_wait_for_ever(other):
                 return self._timed(load)
-            if not self._wait(flight, None if deadline_s is None else deadline_s - time.monotonic()):
+            if not self._wait(other, None if deadline_s is None else deadline_s - time.monotonic()):
                 return self._timed(load)
-            if flight.error is None:
-                return flight.value
-            if isinstance(flight.error, Exception):
-                raise flight.error
+            if other.error is None:
+                return other.value
+            if isinstance(other.error, Exception):
+                raise other.error
             # The thread that loaded was stopped (KeyboardInterrupt, SystemExit): that is its affair.  Load again.
 
-    def _begin(self, key: Any, tags: frozenset[str]) -> _Flight | None:
-        """A new flight, or None if the key has one."""
-        with self._lock:
-            if key in self._by_key:
-                return None
-            flight = self._by_key[key] = _Flight(key, tags)
-            return flight
-
-    def _load(self, flight: _Flight, load: Callable[[], Any], ttl: Any) -> Any:
+    def _try(self, key: Any, load: Callable[[], Any], ttl: Any, tags: frozenset[str]) -> tuple[_Flight | None, Any]:
+        """Load, if nobody does; else the flight of who does."""
+        flight: Any = _Flight(tags)
+        other: Any = None
         try:
-            flight.value = value = self._timed(load)
-            # Stored before the flight ends: whoever comes in between finds one of the two.
-            self._keep(flight, value, ttl)
-            return value
+            other = self._by_key.setdefault(key, flight)
+            if other is not flight:
+                return other, None
+            value = self._cache.peek(key, GONE)
+            if value is GONE:  # else another has landed since this thread looked
+                value = self._timed(load)
+                # Stored before the flight ends: whoever comes in between finds one of the two.
+                self._keep(flight, key, value, ttl)
+            flight.value = value
+            return None, value
         except BaseException as error:
             flight.error = error
             raise
         finally:
-            self._end(flight, flight.value)
+            self._end(key, flight)
+            flight = other = None  # or the error's traceback, this frame and the flight hold each other
 
-    def _end(self, flight: _Flight, value: Any) -> Any:
-        flight.value = value
-        with self._lock:
-            if self._by_key.get(flight.key) is flight:
-                del self._by_key[flight.key]
-        flight.done.set()
-        return value
+    def _end(self, key: Any, flight: _Flight) -> None:
+        try:
+            if self._by_key.get(key) is flight:
+                self._by_key.pop(key, None)
+        finally:
+            flight.done.set()
 
-    def _keep(self, flight: _Flight | _AsyncFlight, value: Any, ttl: Any) -> None:
+    def _refresh_soon(self, key: Any, load: Callable[[], Any], ttl: Any, tags: frozenset[str]) -> None:
+        def refresh() -> None:
+            try:
+                # A flight from here on, not before: whoever needs the value meanwhile loads it, and waits for no queue.
+                if self._cache.peek(key, GONE) is GONE:
+                    self._try(key, load, ttl, tags)
+            finally:
+                self._refreshing.pop(key, None)
+
+        try:
+            background.run(refresh)
+        except BaseException:
+            self._refreshing.pop(key, None)
+            raise
+
+    def _keep(self, flight: _Flight | _AsyncFlight, key: Any, value: Any, ttl: Any) -> None:
         if flight.is_spoiled:
             return
         try:
-            self._cache.set(flight.key, value, ttl=ttl, tags=flight.tags)
-        except ValueError:
-            return  # too large: who asked gets it all the same
+            self._cache.keep_loaded(key, value, ttl, tuple(flight.tags))
+        except TooLargeError:
+            return  # who asked gets it all the same
         if flight.is_spoiled:
-            self._cache.discard(flight.key, value)  # invalidated while it was stored
-
-    def _refresh(self, flight: _Flight, load: Callable[[], Any], ttl: Any) -> None:
-        flight.owner = threading.get_ident()
-        try:
-            self._load(flight, load, ttl)
-        except Exception:
-            # The stale value is served until it is dead; then whoever asks gets the error.
-            log.debug("cache %s: could not load anew in the background", self._cache.name, exc_info=True)
+            self._cache.discard(key, value)  # invalidated while it was stored
 
     def _timed(self, load: Callable[[], Any]) -> Any:
         self._loads += 1
@@ -179,19 +193,17 @@ class Flights:
         return False
 
     def _wait(self, flight: _Flight, timeout_s: float | None) -> bool:
+        """Whether it ended in time, and without a ring."""
         me = threading.get_ident()
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
         _waiting[me] = flight
         try:
-            # In slices: a ring may close after this thread has begun to wait, and one of it must see that.
             while not flight.done.is_set():
-                slice_s = 0.1 if timeout_s is None else min(0.1, max(0.0, timeout_s))
-                if flight.done.wait(slice_s):
-                    return True
-                if timeout_s is not None:
-                    timeout_s -= slice_s
-                    if timeout_s <= 0:
-                        return False
-                if self._would_wait_for_ever(flight):
+                left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
+                if left_s <= 0:
+                    return False
+                # A ring may have closed after this thread began to wait, and one of it must see that.
+                if not flight.done.wait(left_s) and self._would_wait_for_ever(flight):
                     return False
             return True
         finally:
@@ -203,77 +215,89 @@ class Flights:
         """As `Cache.aget_or_set`, of a key that was not there a moment ago."""
         cache = self._cache
         tags = frozenset((tags,) if isinstance(tags, str) else tags)
-        if (id(self), key) in _loading.get():
+        under_way = [flight for flight in _loading.get() if not flight.task.done()]
+        if any(flight.loads is self and flight.key == key for flight in under_way):
             return await load()  # this very load asks for its own key
         stale = cache.stale(key)
-        flight = self._async_flight(key, load, ttl, tags)
+        flight = self._flight(key, load, ttl, tags)
         if stale is not GONE:
             cache.count_stale_hit()
             return stale
+        if under_way and flight.reaches(under_way):
+            return await load()
         flight.waiters += 1
+        if under_way:
+            under_way[-1].waits_for.append(flight)
         try:
             return await asyncio.shield(flight.task)
         finally:
+            if under_way:
+                under_way[-1].waits_for.remove(flight)
             flight.waiters -= 1
             if flight.waiters == 0 and not flight.task.done():
                 flight.task.cancel()
 
-    def _async_flight(self, key: Any, load: Callable[[], Awaitable[Any]], ttl: Any, tags: frozenset[str]) -> _AsyncFlight:
+    def _flight(self, key: Any, load: Callable[[], Awaitable[Any]], ttl: Any, tags: frozenset[str]) -> _AsyncFlight:
         loop = asyncio.get_running_loop()
-        place = (id(loop), key)
-        flight = self._by_loop.get(place)
-        if flight is not None and not flight.task.done() and flight.task.get_loop() is loop and not flight.task.cancelling():
+        known = self._by_loop.setdefault(loop, {})
+        flight = known.get(key)
+        if flight is not None and not flight.task.done() and not flight.task.cancelling():
             return flight
-        flight = self._by_loop[place] = _AsyncFlight(key, tags)
+        flight = known[key] = _AsyncFlight(self, key, tags)
         context = contextvars.copy_context()
-        context.run(_loading.set, (*_loading.get(), (id(self), key)))
-        flight.task = loop.create_task(self._aload(flight, place, load, ttl), context=context)
+        context.run(_loading.set, (*(one for one in _loading.get() if not one.task.done()), flight))
+        flight.task = loop.create_task(self._aload(flight, known, load, ttl), context=context)
         flight.task.add_done_callback(_retrieve)
         return flight
 
-    async def _aload(self, flight: _AsyncFlight, place: tuple[int, Any], load: Callable[[], Awaitable[Any]], ttl: Any) -> Any:
+    async def _aload(
+        self, flight: _AsyncFlight, known: dict[Any, _AsyncFlight], load: Callable[[], Awaitable[Any]], ttl: Any
+    ) -> Any:
         self._loads += 1
         began_s = time.perf_counter()
         try:
             value = await load()
-            self._keep(flight, value, ttl)
+            self._keep(flight, flight.key, value, ttl)
             return value
         except BaseException:
             self._errors += 1
             raise
         finally:
             self._time_s += time.perf_counter() - began_s
-            if self._by_loop.get(place) is flight:
-                del self._by_loop[place]
+            if known.get(flight.key) is flight:
+                del known[flight.key]
 
     # --- invalidation
 
     def spoil(self, key: Any) -> None:
         """What is being loaded for this key is out of date before it has arrived."""
-        self._spoil(lambda flight: bool(flight.key == key))
+        # Who asks from now on must not get what was loaded before: the flight goes on without being known.
+        for known in self._known():
+            flight = known.pop(key, None)
+            if flight is not None:
+                flight.is_spoiled = True
 
     def spoil_tags(self, tags: frozenset[str]) -> None:
         """As `spoil`, by tag."""
-        self._spoil(lambda flight: not flight.tags.isdisjoint(tags))
+        self._spoil(lambda key, flight: not flight.tags.isdisjoint(tags))
 
     def spoil_where(self, matches: Callable[[Any], bool]) -> None:
         """As `spoil`, by a test of the key."""
-        self._spoil(lambda flight: matches(flight.key))
+        self._spoil(lambda key, flight: matches(key))
 
     def spoil_all(self) -> None:
         """As `spoil`, all."""
-        self._spoil(lambda flight: True)
+        self._spoil(lambda key, flight: True)
 
-    def _spoil(self, concerns: Callable[[Any], bool]) -> None:
-        # Who asks from now on must not get what was loaded before: the flight goes on without being known.
-        for key, flight in list(self._by_key.items()):
-            if concerns(flight):
-                flight.is_spoiled = True
-                self._by_key.pop(key, None)
-        for place, other in list(self._by_loop.items()):
-            if concerns(other):
-                other.is_spoiled = True
-                self._by_loop.pop(place, None)
+    def _spoil(self, concerns: Callable[[Any, Any], bool]) -> None:
+        for known in self._known():
+            for key, flight in list(known.items()):
+                if concerns(key, flight):
+                    flight.is_spoiled = True
+                    known.pop(key, None)
+
+    def _known(self) -> list[dict[Any, Any]]:
+        return [self._by_key, *self._by_loop.values()]
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

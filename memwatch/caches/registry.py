@@ -73,8 +73,8 @@ def rows(most: int = 20, *, estimate: bool) -> tuple[dict[str, Any], ...]:
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = RLock()
+    global _lock, _level
+    _lock, _level = RLock(), "normal"
     for cache in everything():
         cache.after_fork_in_child()
 

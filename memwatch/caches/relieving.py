@@ -6,11 +6,15 @@ loop "until RSS is low" empties a cache with RSS still high (measured: 50,000 of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from memwatch.caches import registry
 from memwatch.caches.causes import SHRINK_ORDER, WARM, Lifetime
+
+T = TypeVar("T")
+log = logging.getLogger("memwatch.caches")
 
 KEPT = {"warning": 0.7, "critical": 0.4}
 """Part of its bytes that a cache keeps at each level, and may not exceed until the level is left."""
@@ -33,15 +37,12 @@ def relieve(level: Literal["warning", "critical"]) -> Iterator[Step]:
     """Once when a level is entered: drop what has expired, then shrink every cache to its part, the coldest first."""
     yield expire()
     kept = KEPT[level]
-    bytes_before, entries_before = _held()
-    for cache in sorted(registry.everything(), key=lambda cache: SHRINK_ORDER.index(_lifetime(cache))):
-        is_permanent = cache.tier is Lifetime.PERMANENT
-        if is_permanent and level != "critical":
-            continue
-        cache.lower_room(kept)
-        cache.shrink(fraction=1 - kept, permanent=level == "critical")
-    bytes_after, entries_after = _held()
-    yield Step(f"caches shrunk to {kept * 100:.0f} %", bytes_before - bytes_after, entries_before - entries_after)
+    entries_before = _entries()
+    freed = 0
+    for cache in sorted(registry.everything(), key=lambda cache: SHRINK_ORDER.index(cache.tier or WARM)):
+        if cache.tier is not Lifetime.PERMANENT or level == "critical":
+            freed += _carefully(cache, lambda cache: cache.give_back(kept, permanent=level == "critical"), 0)
+    yield Step(f"caches shrunk to {kept * 100:.0f} %", freed, entries_before - _entries())
 
 
 def expire() -> Step:
@@ -49,7 +50,7 @@ def expire() -> Step:
     freed = entries = 0
     for cache in registry.everything():
         before, there = cache.bytes, cache.entries
-        cache.expire()
+        _carefully(cache, lambda cache: cache.expire(), None)
         freed += before - cache.bytes
         entries += there - cache.entries
     return Step("caches expired", freed, entries)
@@ -61,10 +62,20 @@ def recover() -> bool:
     return not lowered
 
 
-def _lifetime(cache: Any) -> Lifetime:
-    return cache.tier or WARM
+def lift() -> None:
+    """All bounds are whole: the watch is over."""
+    for cache in registry.everything():
+        cache.lift()
 
 
-def _held() -> tuple[int, int]:
-    caches = registry.everything()
-    return sum(cache.held_bytes() for cache in caches), sum(cache.entries for cache in caches)
+def _entries() -> int:
+    return sum(cache.entries for cache in registry.everything())
+
+
+def _carefully(cache: Any, act: Callable[[Any], T], otherwise: T) -> T:
+    """One cache that fails (a timer or a key of the program's that raises) is no reason to spare the others."""
+    try:
+        return act(cache)
+    except Exception:
+        log.warning("cache %s could not give memory back", cache.name, exc_info=True)
+        return otherwise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 ENTRY_BYTES = 210
@@ -43,7 +44,10 @@ def sizeof(value: Any) -> int:
     """
     if type(value) in _LEAVES:
         return value.__sizeof__()  # type: ignore[no-any-return]
-    return round(_Look().size(value, 0))
+    try:
+        return round(_Look().size(value, 0))
+    except Exception:  # the program's: a proxy outside its context, a container that another thread changes, a sizer of its own
+        return object.__sizeof__(value)
 
 
 class _Look:
@@ -84,36 +88,33 @@ class _Look:
         return held if held is not None else own + self._attributes(value, depth)
 
     def _elements(self, values: Any, count: int, depth: int) -> float:
-        if count <= SAMPLED_ABOVE:
-            return sum(self.size(item, depth + 1) for item in list(values))
-        step = count // SAMPLED_ABOVE
+        step = max(1, count // SAMPLED_ABOVE)
         total, looked = 0.0, 0
-        for index, item in enumerate(values) if not isinstance(values, list | tuple) else enumerate(values[::step]):
-            if isinstance(values, list | tuple) or index % step == 0:
-                if self.left <= 0:
+        try:
+            for item in values[::step] if isinstance(values, list | tuple) else islice(values, 0, None, step):
+                if self.left <= 0 and looked:
                     break
                 total += self.size(item, depth + 1)
                 looked += 1
-                if looked > 2 * SAMPLED_ABOVE:
-                    break
+        except RuntimeError:
+            pass  # another thread changes it: what was seen so far counts
         return total / looked * count if looked else 0.0
 
     def _pairs(self, mapping: dict[Any, Any], depth: int) -> float:
         count = len(mapping)
-        if not count:
-            return 0.0
         step = max(1, count // SAMPLED_ABOVE)
         total, looked = 0.0, 0
-        for index, (key, item) in enumerate(list(mapping.items()) if count <= SAMPLED_ABOVE else mapping.items()):
-            if index % step:
-                continue
-            if self.left <= 0 and looked:
-                break
-            if not (key.__class__ is str and sys.getrefcount(key) > _SHARED):
-                total += self.size(key, depth + 1)
-            total += self.size(item, depth + 1)
-            looked += 1
-        return total / looked * count
+        try:
+            for key, item in islice(dict.items(mapping), 0, None, step):
+                if self.left <= 0 and looked:
+                    break
+                if not (key.__class__ is str and sys.getrefcount(key) > _SHARED):
+                    total += self.size(key, depth + 1)
+                total += self.size(item, depth + 1)
+                looked += 1
+        except RuntimeError:
+            pass  # another thread changes it
+        return total / looked * count if looked else 0.0
 
     def _attributes(self, value: Any, depth: int) -> float:
         total = 0.0
