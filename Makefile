@@ -1,5 +1,5 @@
-# Each target makes the virtual environment it needs; nothing has to be installed before but Python (3.11 or later), make and, for
-# some tests, what `make system-packages` installs.
+# Each target makes the virtual environment it needs; nothing has to be installed before but Python (3.11 or later) and make.  Tests
+# that need more (a C compiler, redis-server) are skipped without it, and say so.
 
 PYTHON ?= python3
 VENV ?= .venv
