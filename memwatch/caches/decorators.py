@@ -86,7 +86,7 @@ class _Calls:
         cache, lock, condition = self.cache, self.cache_lock, self.cache_condition
         if condition is not None:
             return self._call_alone(cache, lock, condition, key, args, kwargs)
-        if lock is None and isinstance(cache, Engine):
+        if lock is None and hasattr(cache, "get_or_set"):
             return self._call_once(cache, key, args, kwargs)
         guard = nullcontext() if lock is None else lock
         with guard:
@@ -107,13 +107,21 @@ class _Calls:
         return value
 
     def _call_once(self, cache: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = cache.get(key, GONE)
+        value = getattr(cache, "cache", cache).get(key, GONE)
         if value is not GONE:
             self._hits += 1
             return value
         self._misses += 1
         tags = _tags_of(self._tags, args, kwargs)
-        return cache.flights.load(key, lambda: self._function(*args, **kwargs), self._ttl, tags)
+
+        def load() -> Any:
+            return self._function(*args, **kwargs)
+
+        if isinstance(cache, Engine):
+            return cache.flights.load(key, load, self._ttl, tags)  # type: ignore[attr-defined]
+        return cache.get_or_set(
+            key, load, tags=tags, **({} if self._ttl is DEFAULT else {"ttl": self._ttl})
+        )  # one with a tier below
 
     def _call_alone(self, cache: Any, lock: Any, condition: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with lock:
@@ -150,7 +158,7 @@ class _Calls:
 
     def _cache_info(self) -> CacheInfo:
         with self._guard():
-            cache = self.cache
+            cache = getattr(self.cache, "cache", self.cache)  # what is in memory, of one with a tier below
             if isinstance(cache, Engine):
                 return CacheInfo(self._hits, self._misses, cache.maxsize, cache.currsize)  # type: ignore[attr-defined]
             return CacheInfo(self._hits, self._misses, None, len(cache))
@@ -280,6 +288,10 @@ def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any]
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
         place = calls.key_of(args[0], args[1:], kwargs) if is_method and args else key(*args, **kwargs)
+        found = _tags_of(tags, args, kwargs)
+        if not isinstance(cache, Engine) and hasattr(cache, "aget_or_set"):
+            more = {} if ttl is DEFAULT else {"ttl": ttl}
+            return await cache.aget_or_set(place, lambda: function(*args, **kwargs), tags=found, **more)
         if not isinstance(cache, Engine):
             try:
                 return cache[place]
@@ -291,7 +303,6 @@ def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any]
             calls._hits += 1
             return value
         calls._misses += 1
-        found = _tags_of(tags, args, kwargs)
         return await cache.flights.aload(place, lambda: function(*args, **kwargs), ttl, found)  # type: ignore[attr-defined]
 
     for name, value in {

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-
-class _Keywords:
-    """Stands between positional and keyword arguments in a key; itself, so that a pickled key stays equal."""
-
-
-_MARK = (_Keywords,)
+_MARK = ("\0keywords",)
+"""Stands between positional and keyword arguments in a key.  Text, so that the key has a name in a store that processes share."""
 
 
 def hashkey(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
