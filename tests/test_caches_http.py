@@ -29,7 +29,7 @@ class Answer:
 
 
 class App:
-    """An application under both interfaces: numbers its answers, and answers as it is told."""
+    """An application under both interfaces: numbers its answers, and answers as it is told; `condition` is what it was asked."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -37,17 +37,29 @@ class App:
         self.headers: list[tuple[str, str]] = []
         self.body: Callable[[], Iterable[bytes]] = lambda: [b"answer %d" % self.calls]
         self.closed = 0
+        self.condition: str | None = None
+        self.own: tuple[str, str] | None = None
+        """An ETag with which it answers 304 itself, and its Cache-Control."""
+
+    def _judge(self, condition: str | None) -> None:
+        self.calls += 1
+        self.condition = condition
+        if self.own is not None:
+            is_known = condition == self.own[0]
+            self.status = 304 if is_known else 200
+            self.headers = [("ETag", self.own[0]), ("Cache-Control", self.own[1])]
+            self.body = (lambda: []) if is_known else lambda: [b"page"]
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        self.calls += 1
+        self._judge({name.decode(): value.decode() for name, value in scope["headers"]}.get("if-none-match"))
         parts = list(self.body())
         headers = [(name.encode(), value.encode()) for name, value in self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        for index, part in enumerate(parts):
+        for index, part in enumerate(parts or [b""]):
             await send({"type": "http.response.body", "body": part, "more_body": index < len(parts) - 1})
 
     def wsgi(self, environ: Any, start_response: Any) -> Any:
-        self.calls += 1
+        self._judge(environ.get("HTTP_IF_NONE_MATCH"))
         start_response(f"{self.status} Whatever", list(self.headers))
         app = self
 
@@ -200,13 +212,65 @@ def test_a_client_that_has_it_gets_304_with_the_etag_made_of_the_body_or_given(k
     assert own(if_modified_since="rubbish").status == 200
 
 
+def test_a_304_of_the_application_is_never_what_another_client_gets(kind: str) -> None:
+    app = App()
+    app.own = ('"1"', "max-age=60")
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    known = ask(if_none_match='"1"')
+    assert (known.status, known.body, app.condition) == (304, b"", None)
+    assert (ask().status, ask().body, ask().word, app.calls) == (200, b"page", "HIT", 1)
+    # With credentials the application is asked as the client asks, and its 304 is passed on and forgotten.
+    app.own = ('"1"', "public, max-age=60")
+    fresh = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    assert (fresh(if_none_match='"1"', authorization="x").status, app.condition) == (304, '"1"')
+    assert (fresh().status, fresh().body) == (200, b"page")
+
+
+def test_what_answers_one_request_only_is_not_kept_whatever_it_says(kind: str) -> None:
+    app = App()
+    app.headers = [("Cache-Control", "public, max-age=60")]
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    for status in sorted(rules.NEVER_KEPT):
+        app.status = status
+        assert [ask().word for _ in range(2)] == ["MISS", "MISS"], status
+    app.status = 200
+    assert [ask(if_match='"1"').word for _ in range(2)] == ["BYPASS", "BYPASS"]
+    app.status = 503
+    assert [ask().word for _ in range(2)] == ["MISS", "HIT"]
+
+
+def test_a_body_that_is_not_as_long_as_it_says_is_passed_on_and_not_kept(kind: str) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    for parts in ([b"only ten", b"xx"], [b"only tenxx"]):
+        app.body = lambda parts=parts: parts  # type: ignore[misc]
+        for said in ("100", "9", "rubbish", "10, 11"):
+            app.headers = [("Content-Length", said)]
+            answers = [ask(), ask()]
+            assert [(answer.word, answer.body) for answer in answers] == [("MISS", b"only tenxx")] * 2, (parts, said)
+            assert answers[0].headers["content-length"] == said
+    app.headers = [("Content-Length", "10")]
+    assert [ask().word for _ in range(2)] == ["MISS", "HIT"]
+
+
+def test_a_304_tells_what_else_the_response_tells_and_nothing_of_a_body(kind: str) -> None:
+    app = App()
+    told = {"vary": "accept-language", "cache-control": "max-age=60", "access-control-allow-origin": "*"}
+    app.headers = [*told.items(), ("Content-Type", "text/plain"), ("Content-Length", "8")]
+    ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
+    etag = ask().headers["etag"]
+    answer = ask(if_none_match=etag)
+    assert answer.status == 304 and told.items() <= answer.headers.items()
+    assert not answer.headers.keys() & {"content-type", "content-length"}
+
+
 def test_head_is_answered_from_a_kept_get_without_a_body(kind: str) -> None:
     app = App()
     ask = client(kind, app, LRUCache(10), Route("/feed", ttl=60))
     assert ask(method="HEAD").word == "MISS"
     ask()
     answer = ask(method="HEAD")
-    assert (answer.word, answer.body, app.calls) == ("HIT", b"", 2)
+    assert (answer.word, answer.body, answer.headers["content-length"], app.calls) == ("HIT", b"", "8", 2)
 
 
 def test_a_client_may_insist_on_an_answer_of_now_or_on_one_that_is_kept(kind: str) -> None:

@@ -23,6 +23,7 @@ Store = Cache[Any, Any] | TieredCache[Any, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+_CONDITIONS = frozenset(f"HTTP_{name.upper().replace('-', '_')}" for name in rules.CONDITIONS)
 
 
 class _Responses:
@@ -52,7 +53,7 @@ class _Responses:
     def kept(self, request: Request, response: Response, route: Route) -> tuple[Response, list[tuple[Any, Any, float]]]:
         """A response as the client gets it, and what is to be stored: key, value, seconds."""
         now_s = rules.wall_s()
-        lifetime = rules.lifetime_s(request, response, route, now_s)
+        lifetime = rules.lifetime_s(request, response, route, now_s) if rules.is_whole(response) else None
         if lifetime is None:
             return response, []
         response = rules.with_validators(response)
@@ -101,6 +102,9 @@ class ASGIResponseCache:
         if may_serve and "only-if-cached" in rules.directives(request.headers.get("cache-control")):
             await _send(send, Response(504, (("content-length", "0"), ("x-cache", "MISS")), b""))
             return
+        if rules.asks_for_all(request, route):
+            headers = [pair for pair in scope["headers"] if bytes(pair[0]).lower().decode("latin-1") not in rules.CONDITIONS]
+            scope = {**scope, "headers": headers}
         await _Passing(self._responses, request, route, send, keeps=may_serve).run(self.app, scope, receive)
 
     async def _look_up(self, request: Request, route: Route) -> Response | None:
@@ -199,6 +203,9 @@ class WSGIResponseCache:
                 return _start(start_response, found)
         if may_serve and "only-if-cached" in rules.directives(request.headers.get("cache-control")):
             return _start(start_response, Response(504, (("content-length", "0"), ("x-cache", "MISS")), b""))
+        if rules.asks_for_all(request, route):
+            # A copy: the server's own must not lose them.
+            environ = {name: value for name, value in environ.items() if name not in _CONDITIONS}
         return self._pass_on(environ, start_response, request, route, keeps=may_serve)
 
     def _pass_on(

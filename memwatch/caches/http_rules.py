@@ -16,7 +16,14 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 KEPT_STATUSES = frozenset({200, 203, 204, 300, 301, 404, 410})
-"""Kept for a route's *ttl*; other statuses only with a lifetime of their own, and 206 never."""
+"""Kept for a route's *ttl*; other final statuses only with a lifetime of their own, and those of `NEVER_KEPT` never."""
+NEVER_KEPT = frozenset({206, 304, 401, 407, 408, 412, 416, 417, 421, 425, 428, 429, 431, 511})
+"""Answers to one request's range, validators, credentials, connection or rate: no whole response of the address (RFC 9111 section 3;
+RFC 6585 forbids the last four)."""
+CONDITIONS = frozenset({"if-none-match", "if-modified-since"})
+"""What the cache answers itself, from a whole response."""
+ENTITY_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "content-language", "content-range"})
+"""What describes a body, and is left out of a 304 (RFC 9110 section 15.4.5)."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 MOST_ITEM_BYTES = 1024 * 1024
 NOT_REPEATED = frozenset(
@@ -104,8 +111,10 @@ def seconds(value: str | None) -> float | None:
 def may_serve(request: Request, route: Route) -> bool:
     """Whether this request may be answered from what is kept, and its answer be kept."""
     control = directives(request.headers.get("cache-control"))
-    if request.method not in ("GET", "HEAD") or "no-store" in control or "range" in request.headers:
+    if request.method not in ("GET", "HEAD") or "no-store" in control:
         return False
+    if request.headers.keys() & {"range", "if-match", "if-unmodified-since"}:
+        return False  # the application's to judge
     return route.cookies or "cookie" not in request.headers
 
 
@@ -118,7 +127,9 @@ def must_ask(request: Request) -> bool:
 def lifetime_s(request: Request, response: Response, route: Route, now_s: float) -> float | None:
     """For how long a response may be kept, and for everybody; None for not at all."""
     control = directives(response.header("cache-control"))
-    if request.method != "GET" or response.status == 206 or {"no-store", "private", "no-cache"} & control.keys():
+    if request.method != "GET" or {"no-store", "private", "no-cache"} & control.keys():
+        return None
+    if not 200 <= response.status < 600 or response.status in NEVER_KEPT:
         return None
     is_public = "public" in control or "s-maxage" in control
     if "authorization" in request.headers and not (route.authenticated or is_public or "must-revalidate" in control):
@@ -146,6 +157,22 @@ def _until(expires: str | None, date: str | None, now_s: float) -> float:
         return max(0.0, parsedate_to_datetime(str(expires)).timestamp() - begins)
     except (ValueError, TypeError, OverflowError):
         return 0.0  # such as `Expires: 0`
+
+
+def is_whole(response: Response) -> bool:
+    """Whether the body is as long as the response says; one that says nothing, or several times the same, is."""
+    said = {part.strip() for part in (response.header("content-length") or str(len(response.body))).split(",")}
+    return said == {str(len(response.body))}
+
+
+def asks_for_all(request: Request, route: Route) -> bool:
+    """Whether the application is to be asked without the client's `If-None-Match` and `If-Modified-Since`.
+
+    Where its answer may be kept a 304 would be of no use to others: the cache gets the whole response and answers 304 itself.
+    """
+    if request.method != "GET" or not may_serve(request, route) or not request.headers.keys() & CONDITIONS:
+        return False
+    return "authorization" not in request.headers or route.authenticated
 
 
 def varied(response: Response, route: Route) -> tuple[str, ...]:
@@ -203,8 +230,8 @@ def answered(request: Request, response: Response, word: str, age_s: float | Non
     if age_s is not None:
         headers.append(("age", str(int(age_s))))
     if is_unchanged(request, response):
-        kept = {"cache-control", "content-location", "date", "etag", "expires", "vary", "last-modified", "x-cache", "age"}
-        return Response(304, tuple((name, value) for name, value in headers if name in kept), b"")
+        # All but what describes the body: a browser also wants the headers of CORS on a 304.
+        return Response(304, tuple((name, value) for name, value in headers if name not in ENTITY_HEADERS), b"")
     return Response(response.status, tuple(headers), b"" if request.method == "HEAD" else response.body)
 
 
@@ -219,6 +246,8 @@ def to_plain(response: Response, now_s: float) -> dict[str, Any]:
     headers = [[name, value] for name, value in response.headers if name not in NOT_REPEATED]
     if response.header("date") is None:
         headers.append(["date", formatdate(now_s, usegmt=True)])
+    if response.header("content-length") is None and response.status != 204:
+        headers.append(["content-length", str(len(response.body))])
     return {"status": response.status, "headers": headers, "body": response.body, "at": now_s}
 
 
