@@ -48,7 +48,7 @@ class App:
             is_known = condition == self.own[0]
             self.status = 304 if is_known else 200
             self.headers = [("ETag", self.own[0]), ("Cache-Control", self.own[1])]
-            self.body = (lambda: []) if is_known else lambda: [b"page"]
+            self.body = lambda: [] if is_known else [b"page"]
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
         self._judge({name.decode(): value.decode() for name, value in scope["headers"]}.get("if-none-match"))
@@ -82,13 +82,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def client(kind: str, app: App, cache: Any, *routes: Route) -> Ask:
-    """Asks the application behind the cache."""
+    """Asks the application behind the cache; *path* is decoded, *raw* is what the client wrote (ASGI)."""
 
-    def ask(path: str = "/feed", method: str = "GET", query: str = "", **headers: str) -> Answer:
-        named = {name.replace("_", "-").lower(): value for name, value in headers.items()} | {"host": "example.org"}
+    def ask(
+        path: str = "/feed", method: str = "GET", query: str = "", root: str = "", raw: str | None = None, **headers: str
+    ) -> Answer:
+        named = {"host": "example.org"} | {name.replace("_", "-").lower(): value for name, value in headers.items()}
         if kind == "wsgi":
             environ = {
-                "REQUEST_METHOD": method, "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": query, "wsgi.url_scheme": "http",
+                "REQUEST_METHOD": method, "PATH_INFO": path, "SCRIPT_NAME": root, "QUERY_STRING": query, "wsgi.url_scheme": "http",
                 "SERVER_NAME": "x", "SERVER_PORT": "80",
             }  # fmt: skip
             environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in named.items()}
@@ -104,7 +106,8 @@ def client(kind: str, app: App, cache: Any, *routes: Route) -> Ask:
             sent.append(message)
 
         scope = {
-            "type": "http", "method": method, "path": path, "scheme": "http", "query_string": query.encode(),
+            "type": "http", "method": method, "path": path, "scheme": "http", "query_string": query.encode(), "root_path": root,
+            "raw_path": None if raw is None else raw.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in named.items()],
         }  # fmt: skip
         asyncio.run(asgi(scope, None, send))  # type: ignore[arg-type]
@@ -189,6 +192,7 @@ def test_what_a_response_varies_on_makes_answers_of_their_own(kind: str) -> None
     assert german.body != english.body
     assert ask(accept_language="de").body == german.body and ask(accept_language="en").body == english.body
     assert ask(accept_language="de", x_tenant="b").body not in (german.body, english.body)
+    assert ask(accept_language="  de ").body == german.body
     assert ask(accept_language="de", query="utm=1").body == german.body != ask(accept_language="de", query="page=2&utm=1").body
 
 
@@ -210,6 +214,56 @@ def test_a_client_that_has_it_gets_304_with_the_etag_made_of_the_body_or_given(k
     assert own(if_modified_since="Mon, 02 Nov 2026 10:00:00 GMT").status == 304
     assert own(if_modified_since="Sun, 01 Nov 2026 10:00:00 GMT").status == 200
     assert own(if_modified_since="rubbish").status == 200
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"path": "/user/%61dmin", "raw": "/user/%2561dmin"}, {"path": "/user/admin", "raw": "/user/admin"}),
+        ({"path": "/user/%61dmin"}, {"path": "/user/admin"}),
+        ({"query": "%70age=666"}, {"query": ""}),
+        ({"query": "page=1&page=2"}, {"query": "page=2&page=1"}),
+        ({"query": "page=1%26page=2"}, {"query": "page=1&page=2"}),
+        ({"query": "page"}, {"query": ""}),
+        ({"query": "page=%FF"}, {"query": "page=%FE"}),
+        ({"query": "utm=1;page=2"}, {"query": ""}),
+        ({"query": "gr%C3%B6%C3%9Fe=1"}, {"query": ""}),
+        ({"root": "/a", "path": "/a"}, {"path": "/a"}),
+        ({"host": "example.org:8080"}, {"host": "example.org"}),
+        ({"host": "example.org:443"}, {"host": "example.org"}),
+    ],
+)
+def test_no_address_gets_what_was_kept_for_another(kind: str, one: dict[str, str], other: dict[str, str]) -> None:
+    app = App()
+    ask = client(kind, app, LRUCache(10), Route("*", ttl=60, query=("page", "größe")))
+    assert ask(**one).body == b"answer 1"
+    assert (ask(**other).word, ask(**one).word, ask(**one).body) == ("MISS", "HIT", b"answer 1")
+
+
+def test_addresses_that_differ_only_in_how_they_are_written_are_one(kind: str) -> None:
+    ask = client(kind, App(), LRUCache(10), Route("*", ttl=60, query=("page", "size")))
+    ask(query="page=a+b&size=1")
+    assert ask(query="size=1&utm=x&%70age=a%20b").word == "HIT"
+    for host in ("EXAMPLE.org", "example.org:80"):
+        assert ask(query="page=a%20b&size=1", host=host).word == "HIT"
+
+
+def test_a_slash_that_the_client_encoded_is_another_address_where_the_server_tells() -> None:
+    ask = client("asgi", App(), LRUCache(10), Route("*", ttl=60))
+    ask("/a/b", raw="/a/b")
+    assert ask("/a/b", raw="/a%2Fb").word == "MISS" and ask("/a/b", raw="/a%2fb").word == "HIT"
+    assert ask("/a/b", raw="/%61/b").word == "HIT"
+
+
+def test_a_route_of_letters_beyond_ascii_matches_under_both_interfaces(kind: str) -> None:
+    ask = client(kind, App(), LRUCache(10), Route("/größe", ttl=60))
+    assert ask("/größe" if kind == "asgi" else "/größe".encode().decode("latin-1")).word == "MISS"
+
+
+def test_credentials_never_get_what_was_kept_without_a_word_that_it_is_for_everybody(kind: str) -> None:
+    ask = client(kind, App(), LRUCache(10), Route("/feed", ttl=60))
+    ask()
+    assert ask(authorization="Bearer x").body == b"answer 2" and ask().body == b"answer 1"
 
 
 def test_a_304_of_the_application_is_never_what_another_client_gets(kind: str) -> None:

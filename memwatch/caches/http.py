@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from itertools import chain
 from typing import Any
-from urllib.parse import unquote
 
 from memwatch.caches import http_rules as rules
 from memwatch.caches.cache import Cache
@@ -316,23 +315,31 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _request_of(scope: Scope) -> Request:
     headers = _joined(_decoded(scope.get("headers", ())))
-    server = scope.get("server") or ("", None)
-    host = headers.get("host") or str(server[0])
+    host = headers.get("host") or ":".join(str(part) for part in scope.get("server") or ("",) if part is not None)
     query = scope.get("query_string", b"").decode("latin-1")
     # Servers differ in whether the path has the root path in front.
     root, path = scope.get("root_path", ""), scope["path"]
+    target = rules.target_of(root.encode("utf-8", "surrogatepass"), path.encode("utf-8", "surrogatepass"), scope.get("raw_path"))
     path = path if path.startswith(root) else root + path
-    return Request(scope["method"].upper(), scope.get("scheme", "http"), host, path, query, headers)
+    return Request(scope["method"].upper(), scope.get("scheme", "http"), host, path, query, headers, target)
 
 
 def _request_of_environ(environ: dict[str, Any]) -> Request:
     headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
     host = headers.get("host") or f"{environ.get('SERVER_NAME', '')}:{environ.get('SERVER_PORT', '')}"
-    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return Request(
-        environ["REQUEST_METHOD"].upper(), environ.get("wsgi.url_scheme", "http"), host, unquote(path), environ.get("QUERY_STRING",
-        ""), headers
-    )  # fmt: skip
+    # Decoded once already, by the server; each character is a byte (PEP 3333).
+    root, below = (_octets(environ.get(name, "")) for name in ("SCRIPT_NAME", "PATH_INFO"))
+    target = rules.target_of(root, below)
+    path = (root + below).decode("utf-8", "replace")
+    query = environ.get("QUERY_STRING", "")
+    return Request(environ["REQUEST_METHOD"].upper(), environ.get("wsgi.url_scheme", "http"), host, path, query, headers, target)
+
+
+def _octets(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 async def _aget(cache: Store, key: Any) -> Any:

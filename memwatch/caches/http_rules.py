@@ -8,23 +8,28 @@ Source: RFC 9111 (a shared cache), RFC 9110 section 13 (conditional requests).
 from __future__ import annotations
 
 import hashlib
+import re
+import string
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode
 
 KEPT_STATUSES = frozenset({200, 203, 204, 300, 301, 404, 410})
 """Kept for a route's *ttl*; other final statuses only with a lifetime of their own, and those of `NEVER_KEPT` never."""
 NEVER_KEPT = frozenset({206, 304, 401, 407, 408, 412, 416, 417, 421, 425, 428, 429, 431, 511})
-"""Answers to one request's range, validators, credentials, connection or rate: no whole response of the address (RFC 9111 section 3;
-RFC 6585 forbids the last four)."""
+"""Answers to one request's range, validators, credentials, connection or rate: no whole response of the address (RFC 9111
+section 3; RFC 6585 forbids the last four)."""
 CONDITIONS = frozenset({"if-none-match", "if-modified-since"})
 """What the cache answers itself, from a whole response."""
 ENTITY_HEADERS = frozenset({"content-length", "content-type", "content-encoding", "content-language", "content-range"})
 """What describes a body, and is left out of a 304 (RFC 9110 section 15.4.5)."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+UNRESERVED = (string.ascii_letters + string.digits + "-._~").encode()
 MOST_ITEM_BYTES = 1024 * 1024
 NOT_REPEATED = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "age", "x-cache"}
@@ -42,6 +47,8 @@ class Request(NamedTuple):
     query: str
     headers: Mapping[str, str]
     """Lower-case names; several of a name joined with commas."""
+    target: str = ""
+    """The path as far as the application can tell it from others: not decoded, where the server gives it so."""
 
 
 class Response(NamedTuple):
@@ -182,12 +189,42 @@ def varied(response: Response, route: Route) -> tuple[str, ...]:
 
 
 def address(request: Request, route: Route) -> tuple[str, ...]:
-    """What is asked for: the same for GET and HEAD."""
+    """What is asked for: the same for GET and HEAD, and never the same for what the application can tell apart."""
     query = request.query
-    if route.query is not None:
-        parts = [part for part in query.split("&") if part.partition("=")[0] in route.query]
-        query = "&".join(sorted(parts))
-    return ("http", request.scheme, request.host.lower(), request.path, query)
+    # An application may read `;` as `&`, so a query with one counts whole.
+    if route.query is not None and ";" not in query:
+        # Latin-1 has a character for every byte: nothing is lost, as it would be with bytes that are no UTF-8.
+        wanted = {name.encode().decode("latin-1") for name in route.query}
+        pairs = [pair for pair in parse_qsl(query, keep_blank_values=True, encoding="latin-1") if pair[0] in wanted]
+        # Stably: of a parameter that comes twice, the application may take the first or the last.
+        query = urlencode(sorted(pairs, key=itemgetter(0)), encoding="latin-1")
+    return ("http", request.scheme, host_of(request), request.target or request.path, query)
+
+
+def host_of(request: Request) -> str:
+    """The host, in lower case and without the port that goes without saying."""
+    default = {"http": ":80", "https": ":443"}.get(request.scheme)
+    host = request.host.strip().lower()
+    return host.removesuffix(default) if default is not None else host
+
+
+def target_of(root: bytes, path: bytes, raw: bytes | None = None) -> str:
+    """A path for `Request.target`.
+
+    Args:
+        root: what the application is mounted at; part of it, for the application can tell `/a` at the root from `/` at `/a`.
+        path: decoded; part of it, for something in front of the application may have rewritten it.
+        raw: as the client wrote it, if the server tells: then `%2F` stays different from `/`.
+
+    Source: RFC 3986 section 6.2.2, for what is the same in *raw*.
+    """
+
+    def plain(match: re.Match[bytes]) -> bytes:
+        octet = bytes.fromhex(match[1].decode())
+        return octet if octet in UNRESERVED else match[0].upper()
+
+    written = "" if raw is None else quote(re.sub(rb"%([0-9A-Fa-f]{2})", plain, raw), safe=string.punctuation)
+    return f"{quote(root)} {quote(path)} {written}"
 
 
 def variant(request: Request, names: Iterable[str]) -> tuple[str, ...]:
