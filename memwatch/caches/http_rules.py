@@ -172,6 +172,23 @@ def is_whole(response: Response) -> bool:
     return said == {str(len(response.body))}
 
 
+def may_look_up(request: Request, route: Route) -> bool:
+    """Whether what is kept may be this client's answer."""
+    return may_serve(request, route) and ("authorization" not in request.headers or route.authenticated) and not must_ask(request)
+
+
+def is_too_large(response: Response, route: Route) -> bool:
+    """Whether the response says so before its body comes."""
+    said = response.header("content-length") or ""
+    return said.isascii() and said.isdigit() and int(said) > route.max_item_bytes
+
+
+def gains_by_waiting(response: Response) -> bool:
+    """Whether the first of the body is worth waiting for: if it is all, the client gets an `ETag` that is made of it."""
+    media = (response.header("content-type") or "").strip().lower()
+    return response.status == 200 and response.header("etag") is None and not media.startswith("text/event-stream")
+
+
 def asks_for_all(request: Request, route: Route) -> bool:
     """Whether the application is to be asked without the client's `If-None-Match` and `If-Modified-Since`.
 
@@ -227,9 +244,9 @@ def target_of(root: bytes, path: bytes, raw: bytes | None = None) -> str:
     return f"{quote(root)} {quote(path)} {written}"
 
 
-def variant(request: Request, names: Iterable[str]) -> tuple[str, ...]:
-    """What makes this client's answer differ from another's."""
-    return ("variant", *(f"{name}={' '.join(request.headers.get(name, '').split())}" for name in names))
+def variant(request: Request, names: Iterable[str], generation: str) -> tuple[str, ...]:
+    """What makes this client's answer differ from another's; *generation* is the address's until something makes it out of date."""
+    return ("variant", generation, *(f"{name}={' '.join(request.headers.get(name, '').split())}" for name in names))
 
 
 def with_validators(response: Response) -> Response:
