@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -481,6 +482,204 @@ def test_errors_and_parts_are_not_kept_and_large_answers_are_passed_on(kind: str
     assert ask(query="parts").word == "HIT"
     if kind == "wsgi":
         assert app.closed == app.calls
+
+
+def asgi_messages(messages: list[Any], cache: Any, send: Any = None, **headers: str) -> list[Any]:
+    """What a client gets of an application that sends these."""
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    async def keep(message: Any) -> None:
+        got.append(message)
+
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": named}
+    asyncio.run(ASGIResponseCache(app, cache, [Route("*", ttl=60)])(scope, None, send or keep))  # type: ignore[arg-type]
+    return got
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [{"type": "http.response.pathsend", "path": "/etc/hostname"}],
+        [{"type": "http.response.zerocopysend", "file": 3, "more_body": True}, {"type": "http.response.body", "body": b"x"}],
+        [{"type": "http.response.body", "body": b"x"}, {"type": "http.response.trailers", "headers": []}],
+        [{"type": "http.response.of.tomorrow"}, {"type": "http.response.body", "body": b"x"}],
+        [],
+    ],
+)
+def test_what_is_no_body_goes_out_after_its_start_and_nothing_is_kept(rest: list[Any]) -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    if rest and rest[-1]["type"].endswith("trailers"):
+        start["trailers"] = True
+    early = {"type": "http.response.early_hint", "links": []}
+    cache: Any = LRUCache(10)
+    got = asgi_messages([early, start, *rest], cache)
+    assert got == [early, start | {"headers": [(b"x-cache", b"MISS")]}, *rest] and not kept(cache)
+
+
+def test_a_file_of_which_the_client_has_this_state_is_not_sent_again() -> None:
+    headers = [(b"etag", b'"1"'), (b"content-length", b"10"), (b"set-cookie", b"a=b")]
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    got = asgi_messages([start, {"type": "http.response.pathsend", "path": "/x"}], LRUCache(10), if_none_match='"1"')
+    assert [message["type"] for message in got] == ["http.response.start", "http.response.body"]
+    assert got[0]["status"] == 304 and (b"set-cookie", b"a=b") in got[0]["headers"] and got[1]["body"] == b""
+
+
+def test_a_start_waits_for_the_body_only_where_an_etag_is_to_be_made_of_it() -> None:
+    for headers, waits in [([], True), ([(b"etag", b'"1"')], False), ([(b"content-type", b"text/event-stream")], False)]:
+        got: list[str] = []
+
+        async def app(scope: Any, receive: Any, send: Any, got: list[str] = got, headers: Any = headers) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            got.append("made")
+            await send({"type": "http.response.body", "body": b"x"})
+
+        async def send(message: Any, got: list[str] = got) -> None:
+            got.append(message["type"][14:])
+
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+        asyncio.run(ASGIResponseCache(app, LRUCache(10), [Route("*", ttl=60)])(scope, None, send))  # type: ignore[arg-type]
+        assert got == (["made", "start", "body"] if waits else ["start", "made", "body"])
+
+
+def wsgi_asked(app: Any, cache: Any, **environ: Any) -> tuple[Any, list[Any]]:
+    """The iterable that a server gets, and what it was told and written."""
+    told: list[Any] = []
+
+    def start_response(status: str, headers: Any, *exc_info: Any) -> Any:
+        told.append((status, *exc_info))
+        return lambda part: told.append(part)
+
+    asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "HTTP_HOST": "x"} | environ
+    return WSGIResponseCache(app, cache, [Route("*", ttl=60, invalidates="x")])(asked, start_response), told
+
+
+def test_a_wsgi_error_in_the_middle_reaches_the_server_and_nothing_is_kept() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        yield b"part"
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            start_response("500 Oops", [], sys.exc_info())
+        yield b"error"
+
+    cache: Any = LRUCache(10)
+    parts, told = wsgi_asked(app, cache)
+    assert list(parts) == [b"part", b"error"] and not kept(cache)
+    assert [what[0] for what in told] == ["200 OK", "500 Oops"] and told[1][1][0] is ZeroDivisionError
+
+
+def test_what_a_wsgi_application_writes_goes_out_in_its_place_and_is_kept_so() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", [])
+        write(b"a")
+        yield b"b"
+        write(b"c")
+        yield b"d"
+
+    cache: Any = LRUCache(10)
+    parts, told = wsgi_asked(app, cache)
+    for part in parts:
+        told.append(part)
+    assert told == [("200 OK",), b"a", b"b", b"c", b"d"]
+    assert list(wsgi_asked(app, cache)[0]) == [b"abcd"]
+
+
+@pytest.mark.parametrize("headers", [[], [("Content-Length", "2")], [("ETag", '"1"')]])
+def test_a_wsgi_part_is_handed_out_before_the_next_is_asked_for(headers: list[tuple[str, str]]) -> None:
+    made: list[int] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        return (made.append(number) or b"%d" % number for number in range(2))  # type: ignore[func-returns-value]
+
+    cache: Any = LRUCache(10)
+    parts, told = wsgi_asked(app, cache)
+    assert next(iter(parts)) == b"0" and made == [0] and told == [("200 OK",)]
+    parts.close()  # the client has gone
+    assert not kept(cache)
+    assert list(wsgi_asked(app, cache)[0]) == [b"0", b"1"] and list(wsgi_asked(app, cache)[0]) == [b"01"]
+
+
+def test_an_iterable_of_which_nothing_is_kept_is_the_servers_own() -> None:
+    for headers, method in [([("Set-Cookie", "a=b")], "GET"), ([], "POST"), ([("Content-Length", "9999999")], "GET")]:
+        answer = [b"x"]
+
+        def app(environ: Any, start_response: Any, headers: Any = headers, answer: Any = answer) -> Any:
+            start_response("200 OK", headers)
+            return answer
+
+        assert wsgi_asked(app, LRUCache(10), REQUEST_METHOD=method)[0] is answer
+
+
+def test_a_large_file_that_the_client_has_is_not_read() -> None:
+    app = App()
+    app.headers = [("ETag", '"1"'), ("Content-Length", "9999999")]
+    app.body = lambda: iter(lambda: 1 / 0, None)  # type: ignore[arg-type,return-value]
+    parts, told = wsgi_asked(app.wsgi, LRUCache(10), HTTP_IF_NONE_MATCH='"1"')
+    assert list(parts) == [] and told == [("304 Not Modified",)] and app.closed == 1
+
+
+def test_a_client_that_has_a_streamed_answer_gets_304_and_the_cache_the_answer(kind: str) -> None:
+    app = App()
+    app.headers = [("ETag", '"1"')]
+    app.body = lambda: [b"1", b"2"]
+    ask = client(kind, app, LRUCache(10), Route("*", ttl=60))
+    first = ask(if_none_match='"1"')
+    assert (first.status, first.body) == (304, b"")
+    assert (ask().word, ask().body) == ("HIT", b"12")
+
+
+def test_a_client_that_goes_away_has_nothing_kept() -> None:
+    async def gone(message: Any) -> None:
+        raise ConnectionResetError
+
+    start, last = {"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body", "body": b"x"}
+    for messages in ([start, last], [start, last | {"more_body": True}, last]):
+        cache: Any = LRUCache(10)
+        with pytest.raises(ConnectionResetError):
+            asgi_messages(messages, cache, gone)
+        assert not kept(cache)
+
+
+class BrokenCache(LRUCache[Any, Any]):
+    """Fails at one of its methods."""
+
+    broken = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == type(self).broken:
+            raise TypeError("broken")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("broken", ["get", "peek", "set", "delete_many", "invalidate"])
+def test_a_cache_that_fails_costs_hits_and_is_logged_once(
+    kind: str, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(BrokenCache, "broken", broken)
+    app = App()
+    ask = client(kind, app, BrokenCache(10), Route("/feed", ttl=60, tags="t", invalidates="t"))
+    for number in range(3):
+        assert ask(query=str(number)).status == ask(method="POST").status == 200
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == len(set(warned)) and warned
+
+
+def test_tags_that_cannot_be_told_cost_a_hit_and_are_logged_once(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    tenant = lambda request: request.headers["x-tenant"]  # noqa: E731
+    cache: Any = LRUCache(10)
+    ask = client(kind, App(), cache, Route("/feed", ttl=60, tags=tenant, invalidates=tenant))
+    ask(x_tenant="a")
+    assert kept(cache)
+    assert [ask(query="x").body for _ in range(2)] == [b"answer 2", b"answer 3"]
+    assert [ask(method="POST").status for _ in range(2)] == [200, 200] and not kept(cache)
+    assert len(caplog.records) == 2
 
 
 def test_a_streamed_answer_reaches_the_client_as_it_comes() -> None:

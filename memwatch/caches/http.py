@@ -190,10 +190,10 @@ class _Responses:
         return None
 
     def _failed(self, what: str, error: Exception) -> None:
-        """The client must not suffer from it, and the log not overflow."""
+        """The client must not suffer from it, nor the log overflow."""
         if (what, type(error)) not in self._told:
             self._told.add((what, type(error)))
-            log.warning("a response was not cached: %s failed; this is logged once", what, exc_info=error)
+            log.warning("cached responses: %s failed; this is logged once", what, exc_info=error)
 
 
 def _known(entry: Any) -> tuple[str, list[str]] | None:
