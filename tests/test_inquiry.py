@@ -208,10 +208,10 @@ def line(**what: Any) -> dict[str, Any]:
 
 def test_a_bound_explains_growth_only_where_it_holds_most_of_it_and_is_not_full() -> None:
     now = Moment(0.0, Verdict("heap", "leaking", grown=1e6), None, {})
-    held = [line(bound=["lru_cache f", 50, 100])] * 7 + [line()] * 3
+    held = [line(bound=["lru_cache f", 50, 100, "entries"])] * 7 + [line()] * 3
     assert Paths(held, {}, 10.0, counted=False).bounded(now) is not None
     assert Paths(held[:5] + [line()] * 5, {}, 10.0, counted=False).bounded(now) is None
-    assert Paths([line(bound=["lru_cache f", 99, 100])] * 10, {}, 10.0, counted=False).bounded(now) is None
+    assert Paths([line(bound=["lru_cache f", 99, 100, "entries"])] * 10, {}, 10.0, counted=False).bounded(now) is None
 
 
 def test_shares_of_holders_are_of_the_growth_that_was_measured_and_what_was_lost_is_among_them() -> None:

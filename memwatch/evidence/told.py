@@ -204,7 +204,12 @@ class Paths:
             bound = line.get("bound")
             if line["status"] == 0 and bound:
                 weight = bounds.get(bound[0], (0.0,))[0]
-                bounds[bound[0]] = weight + float(line["weight"]), int(bound[1]), int(bound[2]), str(bound[3])
+                bounds[bound[0]] = (
+                    weight + float(line["weight"]),
+                    int(bound[1]),
+                    int(bound[2]),
+                    str(bound[3]),
+                )
         for name, (weight, holds, most, unit) in bounds.items():
             if weight >= BOUNDED_SHARE * self._total and FEWEST <= holds < FULL * most:
                 room = moment.verdict.grown * min(ROOM, (most - holds) / holds)
