@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.caches import Breaker, Compress, LRUCache, RedisTier, TieredCache, cached
+from memwatch.caches import Breaker, Compress, LRUCache, RedisTier, TieredCache
 from memwatch.caches.codec import Codec, ForeignError
 
 redis = pytest.importorskip("redis")
@@ -425,33 +425,3 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try_at_growing_int
     assert not breaker.failed(1.1)
     assert not breaker.allows(3.0) and breaker.allows(3.2)  # twice as long
     assert breaker.succeeded() and breaker.state(3.3) == "closed" and not breaker.succeeded()
-
-
-def test_a_cached_function_and_coroutine_share_their_results_between_processes(make: Any) -> None:
-    calls: list[Any] = []
-
-    def decorated(cache: Any) -> tuple[Any, Any]:
-        @cached(cache, info=True, tags="t")
-        def compute(number: int, *, scale: int = 1) -> int:
-            calls.append(number)
-            return number * scale
-
-        @cached(cache)
-        async def fetch(name: str) -> str:
-            calls.append(name)
-            return name.upper()
-
-        return compute, fetch
-
-    (one, one_async), (other, other_async) = decorated(make()), decorated(make())
-    assert one(2, scale=3) == other(2, scale=3) == other(2, scale=3) == 6 and calls == [2]
-    assert other.cache_info().hits == 1
-
-    async def main() -> None:
-        assert await one_async("a") == await other_async("a") == "A" and calls == [2, "a"]
-        for function in (one_async, other_async):
-            await function.cache.tier.aclose()
-
-    asyncio.run(main())
-    one.cache.invalidate(tag="t")
-    assert make().get((2, "\0keywords", ("scale", 3))) is None
