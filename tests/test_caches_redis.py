@@ -425,3 +425,61 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try_at_growing_int
     assert not breaker.failed(1.1)
     assert not breaker.allows(3.0) and breaker.allows(3.2)  # twice as long
     assert breaker.succeeded() and breaker.state(3.3) == "closed" and not breaker.succeeded()
+
+
+def test_a_removal_that_redis_refuses_is_remembered_and_made_when_it_is_taken(server: Server, make: Any) -> None:
+    cache = make()
+    cache.set_many({"k": "old", "written": "old", "kept": 1})
+    cache.set("tagged", "old", tags=["t"])
+    server.client.execute_command("REPLICAOF", "127.0.0.1", "1")  # a failover: the node that we know is a replica now
+    cache.delete("k")
+    cache.invalidate(tag="t")
+    assert cache.set("written", "new") is False
+    store = cache.stats()["store"]
+    assert store["pending"] == 3 and store["refused"] == 3 and "read only" in store["last_error"]
+    cache.cache.clear()
+    assert cache.get_many(["k", "tagged", "written", "kept"]) == {"kept": 1}  # the replica still has the old ones
+    server.client.execute_command("REPLICAOF", "NO", "ONE")
+    wait_until(lambda: cache.get("absent") is None and cache.stats()["store"]["pending"] == 0)
+    assert make().get_many(["k", "tagged", "written", "kept"]) == {"kept": 1}
+
+
+def test_a_removal_that_was_cancelled_is_made_by_the_next_call(server: Server, make: Any) -> None:
+    cache = make()
+
+    async def main() -> None:
+        await cache.aset("k", "old")
+        await cache.aset("written", "old")
+        await cache.aset("tagged", "old", tags=["t"])
+        server.freeze()
+        for call in (cache.adelete_many(["k"]), cache.ainvalidate(tag="t"), cache.aset("written", "new")):
+            task = asyncio.create_task(call)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.02)  # sent, and not answered
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert cache.stats()["store"]["pending"] == 3
+        server.client.connection_pool.disconnect()
+        server.thaw()
+        cache.cache.clear()
+        assert await cache.aget_many(["k", "tagged", "written"]) == {}
+        await cache.tier.aclose()
+
+    asyncio.run(main())
+    assert make().get_many(["k", "tagged", "written"]) == {} and cache.stats()["store"]["pending"] == 0
+
+
+def test_a_key_that_is_no_text_of_utf_8_is_a_key_like_any_other(make: Any) -> None:
+    cache, other = make(namespace="n\udce9"), make(namespace="n\udce9", listen=True)
+    key = os.fsdecode(b"caf\xe9")
+    wait_until(lambda: cache.set(key, 1, tags=[key]) and other.get(key) == 1)
+    wait_until(lambda: cache.tier._blocking().pubsub_numsub(cache.tier.channel.encode("utf-8", "surrogatepass"))[0][1] == 1)
+    assert cache.set((key, 1), key) and other.get((key, 1)) == key
+    cache.invalidate(tag=key)
+    wait_until(lambda: key not in other.cache)
+    assert other.get(key) is None
+    cache.delete((key, 1))
+    wait_until(lambda: (key, 1) not in other.cache)
+    store = cache.stats()["store"]
+    assert store["failures"] == store["pending"] == 0 and store["state"] == "closed"

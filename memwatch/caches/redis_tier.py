@@ -1,7 +1,8 @@
 """The tier below memory: values in Redis, shared by processes, for which nobody ever waits longer than asked.
 
 Law: a call takes at most `timeout_s`, and raises nothing that it was not asked for: what Redis does wrong is a miss, and is
-    counted. What could not be sent (a removal while Redis was away) is sent when it is back, before anything is read from it.
+    counted.  A removal that could not be sent, or that Redis refused, is sent when it can be, before anything is read; until then
+    this process reads nothing of what it removes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ ALL = "*"
 """The tag that every value has: `clear` gives it a new token."""
 MOST_PENDING = 1000
 """Removals remembered while Redis is away; with more, all values count as removed."""
+RETRY_REFUSED_S = 1.0
+"""How often a removal that Redis refuses (a replica, a full disk, an access list) is sent again: a guess."""
 LONGEST_KEY = 200
 """Longer keys are hashed."""
 UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
@@ -85,7 +88,20 @@ class TierStatistics:
 
 
 class Unavailable(Exception):
-    """Redis was not asked, or did not answer; stays inside this module."""
+    """Redis was not asked, or did not answer, or refused a removal; stays inside this module."""
+
+
+class Refused(Unavailable):
+    """Redis answered a removal with an error, such as READONLY after a failover; or it could not be written as a command.
+
+    Args:
+        answer: the error.
+        is_ours: whether it was raised before anything was sent.
+    """
+
+    def __init__(self, answer: Exception, *, is_ours: bool = False) -> None:
+        super().__init__(str(answer))
+        self.answer, self.is_ours = answer, is_ours
 
 
 class Budget:
@@ -112,18 +128,38 @@ class Budget:
 
 @dataclass(slots=True)
 class _Pending:
-    """Removals that could not be sent."""
+    """Removals that Redis has not confirmed, each with the number it was remembered by."""
 
-    keys: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    tags: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    keys: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    tags: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    serial: int = 0
+    retry_s: float = 0.0
+    """Not sent again before this time: Redis answers, but refuses them."""
 
     def add(self, keys: Iterable[str], tags: Iterable[str]) -> None:
-        self.keys.update(dict.fromkeys(keys))
-        self.tags.update(dict.fromkeys(tags))
+        self.serial += 1
+        self.keys.update(dict.fromkeys(keys, self.serial))
+        self.tags.update(dict.fromkeys(tags, self.serial))
         if len(self.keys) + len(self.tags) > MOST_PENDING:
-            self.keys.clear()
-            self.tags.clear()
-            self.tags[ALL] = None
+            self.only_all()
+
+    def only_all(self) -> None:
+        """Whatever it was: with all values removed it is removed too."""
+        self.serial += 1
+        self.keys.clear()
+        self.tags.clear()
+        self.tags[ALL] = self.serial
+
+    def confirm(self, keys: Mapping[str, int], tags: Mapping[str, int]) -> None:
+        """Forget what was sent, unless it was removed again meanwhile."""
+        for ours, sent in ((self.keys, keys), (self.tags, tags)):
+            for name, serial in sent.items():
+                if ours.get(name) == serial:
+                    del ours[name]
+
+    def covers(self, name: str, tags: Iterable[str]) -> bool:
+        """Whether a value is one of those that should be gone."""
+        return name in self.keys or ALL in self.tags or not self.tags.keys().isdisjoint(tags)
 
     def __len__(self) -> int:
         return len(self.keys) + len(self.tags)
@@ -252,6 +288,8 @@ class RedisTier:
         for name, (decoded, left_ms) in found.items():
             if all(tokens.get(tag) == token for tag, token in decoded.tokens.items() if tag != ALL):
                 own = tuple(tag for tag in decoded.tokens if tag != ALL)
+                if self._pending and self._pending.covers(name, own):
+                    continue
                 result[name] = Found(decoded.value, left_ms / 1000 if left_ms >= 0 else None, own)
         self._statistics.hits += len(result)
         self._statistics.misses += len(names) - len(result)
@@ -290,14 +328,16 @@ class RedisTier:
         commands: list[Command] = [("SET", name, data, "PX", self._lifetime_ms(ttl_s)) for name, data in encoded.items()]
         commands += [("UNLINK", name) for name in items if name not in encoded]
         commands += [("UNLINK", _lock_of(name)) for name in items]
+        removals = slice(len(encoded), len(commands))
         commands.append(self._announcement({"keys": announce}))
         answers = yield commands
+        _insist(answers[removals])
         refused = [name for name, answer in zip(encoded, answers, strict=False) if isinstance(answer, Exception)]
         self._count_stored({name: data for name, data in encoded.items() if name not in refused})
         if refused:
             self._statistics.refused += len(refused)
             self._note(answers[list(encoded).index(refused[0])])
-            yield [("UNLINK", name) for name in refused]
+            _insist((yield [("UNLINK", name) for name in refused]))
         return len(encoded) - len(refused)
 
     def plan_store_loaded(self, name: str, value: Any, ttl_s: float | None, tokens: Mapping[str, str], lock: str | None) -> Plan:
@@ -341,10 +381,11 @@ class RedisTier:
         ]
         commands.append(self._announcement(announcement))
         answers = yield commands
+        _insist(answers[: 2 * len(names)])
         # Redis may have no memory for a new token; then the old one goes, which invalidates as well.
         again = [tag for tag, answer in zip(tags, answers[2 * len(names) :], strict=False) if isinstance(answer, Exception)]
         if again:
-            yield [("UNLINK", self._tag_key(tag)) for tag in again]
+            _insist((yield [("UNLINK", self._tag_key(tag)) for tag in again]))
         return None
 
     def plan_scan(self, pattern: str, announcement: Mapping[str, Any]) -> Plan:
@@ -356,7 +397,7 @@ class RedisTier:
                 raise Unavailable(str(answer))
             cursor, names = answer
             if names:
-                yield [("UNLINK", name) for name in names]
+                _insist((yield [("UNLINK", name) for name in names]))
             if int(cursor) == 0:
                 break
         yield [self._announcement(announcement)]
@@ -405,16 +446,29 @@ class RedisTier:
         budget = budget or Budget(None if patient else self.timeout_s)
         try:
             with budget:
-                if self._pending:
-                    self._execute_pending(budget)
-                commands = next(plan)
-                while True:
-                    commands = plan.send(self._execute(commands, budget))
+                if self._is_due():
+                    sent = self._unconfirmed()
+                    try:
+                        self._drive(self._removals(sent), budget)
+                    except Refused as error:
+                        self._postpone(error)
+                    else:
+                        self._confirm(sent)
+                return self._drive(plan, budget)
+        except Unavailable as error:
+            self._give_up(error, keys, tags)
+            return default
+        except BaseException:  # a signal: nobody knows how far it got
+            self._remember(keys, tags)
+            raise
+
+    def _drive(self, plan: Plan, budget: Budget) -> Any:
+        try:
+            commands = next(plan)
+            while True:
+                commands = plan.send(self._execute(commands, budget))
         except StopIteration as ended:
             return ended.value
-        except Unavailable:
-            self._remember(keys, tags)
-            return default
 
     async def arun(
         self,
@@ -430,38 +484,66 @@ class RedisTier:
         budget = budget or Budget(None if patient else self.timeout_s)
         try:
             with budget:
-                if self._pending:
-                    pending = self._take_pending()
-                    await self._aexecute(self._removals(pending), budget, pending)
-                commands = next(plan)
-                while True:
-                    commands = plan.send(await self._aexecute(commands, budget))
-        except StopIteration as ended:
-            return ended.value
-        except Unavailable:
-            self._remember(keys, tags)
+                if self._is_due():
+                    sent = self._unconfirmed()
+                    try:
+                        await self._adrive(self._removals(sent), budget)
+                    except Refused as error:
+                        self._postpone(error)
+                    else:
+                        self._confirm(sent)
+                return await self._adrive(plan, budget)
+        except Unavailable as error:
+            self._give_up(error, keys, tags)
             return default
-
-    def _execute_pending(self, budget: Budget) -> None:
-        pending = self._take_pending()
-        try:
-            self._execute(self._removals(pending), budget)
-        except Unavailable:
-            self._remember(pending.keys, pending.tags)
+        except BaseException:  # cancelled: nobody knows how far it got
+            self._remember(keys, tags)
             raise
 
-    def _take_pending(self) -> _Pending:
-        with self._lock:
-            pending, self._pending = self._pending, _Pending()
-        return pending
+    async def _adrive(self, plan: Plan, budget: Budget) -> Any:
+        try:
+            commands = next(plan)
+            while True:
+                commands = plan.send(await self._aexecute(commands, budget))
+        except StopIteration as ended:
+            return ended.value
 
-    def _removals(self, pending: _Pending) -> list[Command]:
-        plan = self.plan_remove(list(pending.keys), list(pending.tags), {"away": True})
-        return next(plan)
+    # --- removals that were not confirmed
+
+    def _is_due(self) -> bool:
+        return bool(self._pending) and time.monotonic() >= self._pending.retry_s
+
+    def _unconfirmed(self) -> tuple[dict[str, int], dict[str, int]]:
+        # They stay where they are until Redis has confirmed them: other threads must not read what is about to be removed.
+        with self._lock:
+            return dict(self._pending.keys), dict(self._pending.tags)
+
+    def _removals(self, sent: tuple[dict[str, int], dict[str, int]]) -> Plan:
+        return self.plan_remove(list(sent[0]), list(sent[1]), {"away": True})
+
+    def _confirm(self, sent: tuple[dict[str, int], dict[str, int]]) -> None:
+        with self._lock:
+            self._pending.confirm(*sent)
+
+    def _postpone(self, error: Refused) -> None:
+        """Redis answers, but takes no removal: others may be served, and it is asked again later."""
+        self._statistics.refused += 1
+        self._note(error.answer)
+        with self._lock:
+            if error.is_ours:
+                self._pending.only_all()
+            self._pending.retry_s = time.monotonic() + RETRY_REFUSED_S
+
+    def _give_up(self, error: Unavailable, keys: Iterable[str], tags: Iterable[str]) -> None:
+        self._remember(keys, tags)
+        if isinstance(error, Refused):
+            self._postpone(error)
 
     def _remember(self, keys: Iterable[str], tags: Iterable[str]) -> None:
-        with self._lock:
-            self._pending.add(keys, tags)
+        keys, tags = list(keys), list(tags)
+        if keys or tags:
+            with self._lock:
+                self._pending.add(keys, tags)
 
     def _before(self, budget: Budget) -> None:
         # What is left must hold a whole call of the client, or the sum may exceed what was asked for.
@@ -485,10 +567,11 @@ class RedisTier:
         self._statistics.last_error = f"{type(error).__name__}: {error}"[:300]
 
     def _execute(self, commands: list[Command], budget: Budget) -> list[Any]:
+        wire = _wire(commands)
         self._before(budget)
         try:
             pipe = self._blocking().pipeline(transaction=False)
-            for command in commands:
+            for command in wire:
                 pipe.execute_command(*command)
             answers = list(pipe.execute(raise_on_error=False))
         except Exception as error:  # redis-py's, the socket's, TLS's: whatever it is, there is no answer
@@ -497,21 +580,17 @@ class RedisTier:
         self._look(answers)
         return answers
 
-    async def _aexecute(self, commands: list[Command], budget: Budget, pending: _Pending | None = None) -> list[Any]:
+    async def _aexecute(self, commands: list[Command], budget: Budget) -> list[Any]:
+        wire = _wire(commands)
+        self._before(budget)
         try:
-            self._before(budget)
-            try:
-                pipe = self._asynchronous().pipeline(transaction=False)
-                for command in commands:
-                    pipe.execute_command(*command)
-                answers = list(await asyncio.wait_for(pipe.execute(raise_on_error=False), self.timeout_s))
-            except Exception as error:
-                self._failed(error)
-                raise Unavailable(str(error)) from None
-        except BaseException:
-            if pending is not None:
-                self._remember(pending.keys, pending.tags)
-            raise
+            pipe = self._asynchronous().pipeline(transaction=False)
+            for command in wire:
+                pipe.execute_command(*command)
+            answers = list(await asyncio.wait_for(pipe.execute(raise_on_error=False), self.timeout_s))
+        except Exception as error:
+            self._failed(error)
+            raise Unavailable(str(error)) from None
         self._look(answers)
         return answers
 
@@ -600,6 +679,26 @@ def _redis() -> Any:
 
 def _is_away(error: Exception) -> bool:
     return str(error).startswith(("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN"))
+
+
+def wire_text(text: str) -> bytes:
+    """Text as Redis has it."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _wire(commands: list[Command]) -> list[Command]:
+    """Commands as redis-py sends them whatever the text is: os.fsdecode() makes text that UTF-8 has no bytes for."""
+    try:
+        return [(one[0], *(wire_text(part) if isinstance(part, str) else part for part in one[1:])) for one in commands]
+    except UnicodeError as error:
+        raise Refused(error, is_ours=True) from None
+
+
+def _insist(answers: Iterable[Any]) -> None:
+    """Removals that were answered with an error were not made."""
+    problem = next((answer for answer in answers if isinstance(answer, Exception)), None)
+    if problem is not None:
+        raise Refused(problem)
 
 
 def _lock_of(name: str) -> str:

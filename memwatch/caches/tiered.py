@@ -19,7 +19,7 @@ from typing import Any, Generic
 
 from memwatch.caches.cache import Cache
 from memwatch.caches.engine import DEFAULT, GONE, K, V
-from memwatch.caches.redis_tier import ALL, Budget, Found, RedisTier
+from memwatch.caches.redis_tier import ALL, Budget, Found, RedisTier, wire_text
 
 log = logging.getLogger("memwatch.caches")
 
@@ -367,7 +367,7 @@ class _Listener:
         while not self._stopped.is_set() and self._cache() is not None:
             try:
                 subscription = self._tier.subscriber()
-                subscription.subscribe(self._tier.channel)
+                subscription.subscribe(wire_text(self._tier.channel))
                 # The answer to the subscription: from here on nothing is missed.
                 subscription.get_message(timeout=RECONNECT_S)
                 if was_connected:
