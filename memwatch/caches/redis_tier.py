@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -19,6 +20,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from memwatch.caches.breaker import Breaker
@@ -38,6 +40,8 @@ RETRY_REFUSED_S = 1.0
 """How often a removal that Redis refuses (a replica, a full disk, an access list) is sent again: a guess."""
 LONGEST_KEY = 200
 """Longer keys are hashed."""
+READABLE = 150
+"""What the name of a hashed text keeps of its beginning, for removals by prefix."""
 UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
 
 
@@ -230,22 +234,25 @@ class RedisTier:
 
     def name_of(self, key: Any) -> str | None:
         """The key as Redis has it; None for one that has no text that every process agrees on."""
-        if type(key) is str:
-            text = f"s:{key}"
+        if isinstance(key, str):
+            # By its value: a member of a StrEnum is the same key as its text.
+            text = f"s:{str.__str__(key)}"
         else:
             try:
                 text = f"j:{json.dumps(_plain(key), separators=(',', ':'))}"
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RecursionError):
                 self._statistics.unserialisable += 1
                 return None
         if len(text) > LONGEST_KEY:
-            text = f"h:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+            digest = hashlib.sha256(wire_text(text)).hexdigest()
+            # Longer than any name that is not hashed, so that it is none.
+            text = f"{text[: 2 + READABLE]}…:{digest}" if text.startswith("s:") else f"h:{digest}"
         return f"{self._prefix}{text}"
 
     def key_of(self, name: str) -> Any:
         """The key of a name; None for one that was hashed, and for the name of another version."""
         text = name.removeprefix(self._prefix)
-        if text == name:
+        if text == name or len(text) > LONGEST_KEY:
             return None
         if text.startswith("s:"):
             return text[2:]
@@ -388,14 +395,22 @@ class RedisTier:
             _insist((yield [("UNLINK", self._tag_key(tag)) for tag in again]))
         return None
 
-    def plan_scan(self, pattern: str, announcement: Mapping[str, Any]) -> Plan:
-        """Remove by a pattern of the name: walks all keys of the store, 1,000 at a time."""
+    def plan_scan(self, announcement: Mapping[str, Any], *, prefix: str | None = None, pattern: str | None = None) -> Plan:
+        """Remove text keys by their beginning or by a shell pattern: walks all keys of the store, 1,000 at a time.
+
+        Of a long key the name has the first characters only: it is removed if what follows could match.
+        """
+        # Redis' patterns are not Python's ([!x], \\, ? of a letter of two bytes): it looks for what is literal, the rest is here.
+        # What begins with anything is a lock: a load under way is void.
+        literal = literal_beginning(pattern or "") if prefix is None else prefix
+        begins = f"{self._prefix}s:{literal[:READABLE]}"
         cursor: Any = 0
         while True:
-            (answer,) = yield [("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)]
+            (answer,) = yield [("SCAN", cursor, "MATCH", f"*{_escaped(begins)}*", "COUNT", 1000)]
             if isinstance(answer, Exception):
                 raise Unavailable(str(answer))
-            cursor, names = answer
+            cursor, raw = answer
+            names = [name for name in raw if self._matches(name, prefix, pattern)]
             if names:
                 _insist((yield [("UNLINK", name) for name in names]))
             if int(cursor) == 0:
@@ -403,13 +418,18 @@ class RedisTier:
         yield [self._announcement(announcement)]
         return None
 
-    def pattern_of(self, *, prefix: str | None = None, pattern: str | None = None) -> str:
-        """A shell pattern of text keys, as Redis has it."""
-        special = {"\\": "\\\\", "*": "\\*", "?": "\\?", "[": "\\[", "]": "\\]"}
-        begins = "".join(special.get(letter, letter) for letter in self._prefix)
-        if prefix is not None:
-            return begins + "s:" + "".join(special.get(letter, letter) for letter in prefix) + "*"
-        return f"{begins}s:{pattern}"
+    def _matches(self, raw: bytes, prefix: str | None, pattern: str | None) -> bool:
+        """Whether a name, or that of its lock, is of a key that matches."""
+        try:
+            name = _unlocked(raw.decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            return False  # none of ours
+        text = name.removeprefix(f"{self._prefix}s:")
+        if text == name:
+            return False
+        if len(text) + 2 <= LONGEST_KEY:
+            return text.startswith(prefix) if prefix is not None else fnmatchcase(text, str(pattern))
+        return text.startswith((literal_beginning(pattern or "") if prefix is None else prefix)[:READABLE])
 
     def plan_lock(self, name: str, token: str) -> Plan:
         """Whether this process may load the key."""
@@ -699,6 +719,20 @@ def _insist(answers: Iterable[Any]) -> None:
     problem = next((answer for answer in answers if isinstance(answer, Exception)), None)
     if problem is not None:
         raise Refused(problem)
+
+
+def literal_beginning(pattern: str) -> str:
+    """What a shell pattern begins with, whatever follows."""
+    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
+
+
+def _unlocked(name: str) -> str:
+    """The name of the key that a lock is of; any other name as it is."""
+    return name[1:-6] if name.startswith("{") and name.endswith("}:lock") else name
 
 
 def _lock_of(name: str) -> str:

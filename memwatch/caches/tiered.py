@@ -198,7 +198,7 @@ class TieredCache(Generic[K, V]):
             tags = sorted(self.cache.with_cascades(_tags(tag)))
             return (self.tier.plan_remove([], tags, {"tags": tags}),)
         where = {"prefix": prefix} if prefix is not None else {"pattern": pattern}
-        return (self.tier.plan_scan(self.tier.pattern_of(prefix=prefix, pattern=pattern), where),)
+        return (self.tier.plan_scan(where, prefix=prefix, pattern=pattern),)
 
     def _kept(self, tag: str | Iterable[str] | None, prefix: str | None, pattern: str | None) -> dict[str, Any]:
         """What is remembered where the store is away; without a tag nobody knows the keys, so all count as removed."""
