@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import json
 import os
 import shutil
 import signal
@@ -19,8 +20,10 @@ from typing import Any
 
 import pytest
 
-from memwatch.caches import Breaker, Compress, LRUCache, RedisTier, TieredCache
+from memwatch.caches import Breaker, Cache, Compress, LRUCache, RedisTier, TieredCache, TLRUCache, TTLCache
 from memwatch.caches.codec import Codec, ForeignError
+from memwatch.caches.redis_tier import Budget
+from memwatch.caches.tiered import _Listener
 
 redis = pytest.importorskip("redis")
 SERVER = shutil.which("redis-server")
@@ -534,3 +537,169 @@ def test_what_a_removal_takes_from_memory_it_takes_from_the_store(make: Any, whe
         stored = set(make().get_many(keys))
         # Of long keys the store knows the beginning alone, and rather removes too many.
         assert {key for key in kept if len(key) < 198} <= stored <= kept, one
+
+
+class Hooked:
+    """JSON that calls a hook once, between the answer of the store and the memory."""
+
+    def __init__(self) -> None:
+        self.hook: Callable[[], Any] | None = None
+
+    def dumps(self, value: Any) -> bytes:
+        return json.dumps(value).encode()
+
+    def loads(self, data: bytes) -> Any:
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            in_another_thread(hook)
+        return json.loads(data)
+
+
+def in_another_thread(call: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+async def read_and_close(cache: TieredCache[Any, Any], key: Any) -> Any:
+    try:
+        return await cache.aget(key)
+    finally:
+        await cache.tier.aclose()
+
+
+@pytest.mark.parametrize("read", ["get", "get_many", "get_or_set", "aget"])
+@pytest.mark.parametrize("change", ["delete", "set", "tag", "prefix", "clear", "heard"])
+def test_what_was_read_before_a_change_is_not_kept_in_memory_after_it(make: Any, read: str, change: str) -> None:
+    serializer = Hooked()
+    cache, other = make(serializer=serializer), make(serializer=Hooked())
+    cache.set("k", "old", tags=["t"])
+    cache.cache.clear()
+
+    def hear() -> None:
+        other.delete("k")
+        listener = _Listener(cache.cache, cache.tier, cache._changes)
+        listener._hear(json.dumps({"from": "another", "keys": [cache.tier.name_of("k")]}).encode())
+
+    serializer.hook = {
+        "delete": lambda: cache.delete("k"),
+        "set": lambda: cache.set("k", "new"),
+        "tag": lambda: cache.invalidate(tag="t"),
+        "prefix": lambda: cache.invalidate(prefix="k"),
+        "clear": cache.clear,
+        "heard": hear,
+    }[change]
+    {
+        "get": lambda: cache.get("k"),
+        "get_many": lambda: cache.get_many(["k"]),
+        "get_or_set": lambda: cache.get_or_set("k", lambda: "loaded"),
+        "aget": lambda: asyncio.run(read_and_close(cache, "k")),
+    }[read]()
+    assert serializer.hook is None
+    # Tokens of tags are read after the value: a removal by tag was seen, and the key loaded anew.
+    then = {"set": "new", "tag": "loaded" if read == "get_or_set" else None}.get(change)
+    assert cache.get("k") == make(serializer=Hooked()).get("k") == then
+
+
+def test_what_is_read_while_a_removal_is_under_way_is_not_kept(make: Any) -> None:
+    serializer = Hooked()
+    cache = make(serializer=serializer)
+    cache.set("k", "old")
+    cache.cache.clear()
+    reached, go_on = threading.Event(), threading.Event()
+    run = cache.tier.run
+
+    def slow(*args: Any, **more: Any) -> Any:
+        if more.get("keys"):
+            reached.set()
+            assert go_on.wait(20)
+        return run(*args, **more)
+
+    cache.tier.run = slow
+    thread = threading.Thread(target=cache.delete, args=("k",))
+    thread.start()
+    assert reached.wait(20)
+    assert cache.get("k") == "old"  # Redis still has it
+    go_on.set()
+    thread.join(20)
+    assert cache.get("k") is None
+
+
+@pytest.mark.parametrize("lock_s", [0, 2.0])
+@pytest.mark.parametrize("how", ["prefix", "pattern", "delete", "set", "own set"])
+def test_a_load_is_void_when_its_key_is_changed_meanwhile_whether_it_holds_a_lock_or_not(
+    make: Any, how: str, lock_s: float
+) -> None:
+    cache, other = make(lock_s=lock_s), make()
+    cache.set("warm", 1)
+
+    def load() -> str:
+        {
+            "prefix": lambda: other.invalidate(prefix="u:"),
+            "pattern": lambda: other.invalidate(pattern="?:[!2]"),
+            "delete": lambda: other.delete("u:1"),
+            "set": lambda: other.set("u:1", "new"),
+            "own set": lambda: in_another_thread(lambda: cache.set("u:1", "new")),
+        }[how]()
+        return "old"
+
+    assert cache.get_or_set("u:1", load) == "old"
+    assert make().get("u:1") == ("new" if "set" in how else None)
+    assert cache.stats()["store"]["void"] == 1 and cache.stats()["store"]["stored"] == 1 + (how == "own set")
+    if how == "own set":
+        assert cache.get("u:1") == "new"
+
+
+def test_a_load_that_outlasts_its_lock_is_stored_and_counted(make: Any, server: Server) -> None:
+    cache, other = make(), make(lock_s=0.2)
+
+    def load() -> str:
+        server.client.delete("{" + cache.tier.name_of("k") + "}:lock")  # it expires
+        assert other.get_or_set("k", lambda: "another's") == "another's"
+        return "mine"
+
+    assert cache.get_or_set("k", load) == "mine"
+    assert make().get("k") == "another's"  # it was there first
+    assert cache.stats()["store"]["void"] == 1
+    assert cache.get_or_set("j", lambda: server.client.delete("{" + cache.tier.name_of("j") + "}:lock")) == 1
+    assert make().get("j") == 1 and cache.stats()["store"]["late"] == 1
+    assert server.client.keys("*}:lo*") == []
+
+
+def test_lifetimes_that_a_cache_computes_are_those_of_the_store_too(server: Server) -> None:
+    rules: dict[str, Callable[[], Any]] = {
+        "callable": lambda: Cache(100, ttl=lambda value: 0.4),
+        "ttu": lambda: TLRUCache(100, lambda key, value, now: now + 0.4),
+        "inf": lambda: TTLCache(100, float("inf")),
+        "long": lambda: TTLCache(100, 1e12),
+    }
+    for name, rule in rules.items():
+        cache, other = (
+            TieredCache[Any, Any](rule(), RedisTier(server.url, timeout_s=1.0, namespace=name), listen=False) for _ in "12"
+        )
+        assert cache.set("set", 1) and cache.get_or_set("loaded", lambda: 1) == 1
+        for key in ("set", "loaded"):
+            left_ms = server.client.pttl(cache.tier.name_of(key))
+            assert 0 < left_ms <= {"inf": 86_400_000, "long": 100 * 365 * 86_400_000}.get(name, 400)
+            assert other.get(key) == 1
+        if name in ("callable", "ttu"):
+            began_s = time.monotonic()
+            wait_until(lambda: other.get("set") is other.get("loaded") is None)  # noqa: B023
+            assert time.monotonic() - began_s < 0.4 + 0.3
+    own = TieredCache[Any, Any](LRUCache(100), RedisTier(server.url, timeout_s=1.0), listen=False)
+    assert own.set("k", 1, ttl=float("inf")) and own.set("j", 1)
+    assert not own.set("k", 2, ttl=0) and own.get("k") is None  # it has expired already
+    own.set("by value", 3, ttl=lambda value: value)  # type: ignore[arg-type]
+    assert 2000 < server.client.pttl(own.tier.name_of("by value")) <= 3000
+
+
+def test_a_value_that_expires_between_two_commands_is_a_miss(make: Any) -> None:
+    cache = make(ttl=None)
+    cache.set("k", 1)
+    plan = cache.tier.plan_get([cache.tier.name_of("k")])
+    with (budget := Budget(1.0)):
+        token, data, _ = cache.tier._execute(next(plan), budget)
+    with pytest.raises(StopIteration) as ended:
+        plan.send([token, data, -2])
+    assert ended.value.value == {}

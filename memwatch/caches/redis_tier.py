@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -43,13 +44,18 @@ LONGEST_KEY = 200
 READABLE = 150
 """What the name of a hashed text keeps of its beginning, for removals by prefix."""
 UNLOCK = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
-
-
-STORE_IF_LOCKED = """
+LONGEST_S = 100 * 365 * 86400.0
+"""Longer lifetimes are this one: those of Redis have an end."""
+TICKET_S = 900.0
+"""Loads that take longer are not stored: a guess."""
+STORE_LOADED = """
 if redis.call('get', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
+redis.call('del', KEYS[2])
+if redis.call('get', KEYS[3]) == ARGV[4] then return redis.call('del', KEYS[3]) end
+return 2
 """
+"""Value, ticket, lock: stored if the ticket is still there, and unlocked; 2 if the lock was no longer this process's."""
 
 
 class Found(NamedTuple):
@@ -68,6 +74,10 @@ class TierStatistics:
     hits: int = 0
     misses: int = 0
     stored: int = 0
+    late: int = 0
+    """Loads that took longer than *lock_s*, so that others loaded the key as well; stored all the same."""
+    void: int = 0
+    """Loads that were not stored: their key was removed, written or stored by another meanwhile."""
     failures: int = 0
     """Calls that Redis did not answer in time, or not at all."""
     skipped: int = 0
@@ -89,6 +99,28 @@ class TierStatistics:
         """Hits of all reads that were answered; None before the first."""
         reads = self.hits + self.misses
         return self.hits / reads if reads else None
+
+
+def is_some_time(lifetime_s: float | None) -> bool:
+    """Whether a value that lives so long is worth storing."""
+    return lifetime_s is None or lifetime_s > 0
+
+
+class Locked(NamedTuple):
+    """What `plan_lock` found."""
+
+    is_ours: bool
+    exists: bool
+    """Another may have stored it between this process's reading and locking."""
+
+
+class Ready(NamedTuple):
+    """What a load takes with it: what it brings is stored, and found, as long as both are still as they were."""
+
+    tokens: dict[str, str]
+    """Of its tags."""
+    ticket: str
+    """Of its key: one for all who load it at a time, taken away by whoever removes or writes the key meanwhile."""
 
 
 class Unavailable(Exception):
@@ -282,7 +314,7 @@ class RedisTier:
                 self._statistics.foreign += 1
                 self._note(error)
                 continue
-            if every is None or decoded.tokens.get(ALL) != every:
+            if every is None or decoded.tokens.get(ALL) != every or left_ms == -2:  # it expired between the two commands
                 continue
             found[name] = decoded, left_ms if isinstance(left_ms, int) else -1
             tags.update(tag for tag in decoded.tokens if tag != ALL)
@@ -302,8 +334,22 @@ class RedisTier:
         self._statistics.misses += len(names) - len(result)
         return result
 
+    def plan_ready(self, name: str, tags: Iterable[str], ttl_s: float | None) -> Plan:
+        """What a load takes with it, or None, as `plan_tokens`."""
+        ticket = _ticket_of(name)
+        tokens, more = yield from self._plan_tokens(
+            tags, ttl_s, [("SET", ticket, secrets.token_hex(8), "NX"), ("PEXPIRE", ticket, round(1000 * TICKET_S)), ("GET", ticket)]
+        )
+        found = _text(more[-1])
+        return None if tokens is None or found is None else Ready(tokens, found)
+
     def plan_tokens(self, tags: Iterable[str], ttl_s: float | None) -> Plan:
-        """The tokens of these tags as they are now, made where there are none; None if Redis has no memory for them.
+        """The tokens of these tags as they are now, made where there are none; None if Redis has no memory for them."""
+        tokens, _ = yield from self._plan_tokens(tags, ttl_s, [])
+        return tokens
+
+    def _plan_tokens(self, tags: Iterable[str], ttl_s: float | None, more: list[Command]) -> Plan:
+        """Tokens, and the answers to *more*.
 
         What is stored with tokens that were read before it was loaded is not found if a tag was invalidated meanwhile.
         """
@@ -315,26 +361,37 @@ class RedisTier:
             commands.append(("SET", self._tag_key(tag), secrets.token_hex(8), "NX"))
             commands.append(("PERSIST", self._tag_key(tag)) if tag == ALL else ("PEXPIRE", self._tag_key(tag), outlives_ms))
             commands.append(("GET", self._tag_key(tag)))
-        answers = yield commands
+        answers = yield commands + more
+        answers, rest = answers[: len(commands)], answers[len(commands) :]
         found = dict(zip(wanted, map(_text, answers[2::3]), strict=True))
         tokens = {tag: token for tag, token in found.items() if token is not None}
         if len(tokens) < len(wanted):
             self._statistics.refused += 1  # what is stored without a token could never be invalidated
             self._note(next((answer for answer in answers if isinstance(answer, Exception)), "a tag was lost"))
-            return None
-        return tokens
+            return None, rest
+        return tokens, rest
 
     def _lifetime_ms(self, ttl_s: float | None) -> int:
-        return max(1, round(1000 * (self.ttl_s if ttl_s is None else ttl_s)))
+        wanted_s = self.ttl_s if ttl_s is None or ttl_s == math.inf else ttl_s
+        return max(1, round(1000 * min(wanted_s, LONGEST_S)))
 
-    def plan_set(self, items: Mapping[str, Any], ttl_s: float | None, tags: Iterable[str], announce: list[str]) -> Plan:
-        """Store values by name, and tell the other processes; returns how many were stored.  A load under way elsewhere is void."""
-        tokens = yield from self.plan_tokens(tags, ttl_s)
-        encoded = {} if tokens is None else self._encoded(items, tokens)
+    def plan_set(
+        self, items: Mapping[str, Any], lifetimes_s: Mapping[str, float | None], tags: Iterable[str], announce: list[str]
+    ) -> Plan:
+        """Store values by name, and tell the other processes; returns how many were stored.  A load under way elsewhere is void.
+
+        Args:
+            lifetimes_s: by name; None for *ttl_s* of the tier.  What lives for no time is removed.
+        """
+        tokens = yield from self.plan_tokens(tags, max((one for one in lifetimes_s.values() if one is not None), default=None))
+        alive = {name: value for name, value in items.items() if is_some_time(lifetimes_s[name])}
+        encoded = {} if tokens is None else self._encoded(alive, tokens)
         # What cannot be stored is removed: what was there before is out of date.
-        commands: list[Command] = [("SET", name, data, "PX", self._lifetime_ms(ttl_s)) for name, data in encoded.items()]
+        commands: list[Command] = [
+            ("SET", name, data, "PX", self._lifetime_ms(lifetimes_s[name])) for name, data in encoded.items()
+        ]
         commands += [("UNLINK", name) for name in items if name not in encoded]
-        commands += [("UNLINK", _lock_of(name)) for name in items]
+        commands += [("UNLINK", _lock_of(name), _ticket_of(name)) for name in items]
         removals = slice(len(encoded), len(commands))
         commands.append(self._announcement({"keys": announce}))
         answers = yield commands
@@ -347,22 +404,22 @@ class RedisTier:
             _insist((yield [("UNLINK", name) for name in refused]))
         return len(encoded) - len(refused)
 
-    def plan_store_loaded(self, name: str, value: Any, ttl_s: float | None, tokens: Mapping[str, str], lock: str | None) -> Plan:
-        """Store what was loaded, if the lock is still this process's: a removal or another's `set` takes it away."""
-        encoded = self._encoded({name: value}, tokens)
+    def plan_store_loaded(self, name: str, value: Any, ttl_s: float | None, ready: Ready, lock: str) -> Plan:
+        """Store what was loaded, unless its key was removed or written meanwhile, and unlock; whether it is stored."""
+        encoded = self._encoded({name: value}, ready.tokens)
         if not encoded:
-            return 0
-        lifetime_ms = self._lifetime_ms(ttl_s)
-        if lock is None:
-            (answer,) = yield [("SET", name, encoded[name], "PX", lifetime_ms)]
-        else:
-            (answer,) = yield [("EVAL", STORE_IF_LOCKED, 2, name, _lock_of(name), lock, encoded[name], lifetime_ms)]
+            return False
+        keys = name, _ticket_of(name), _lock_of(name)
+        (answer,) = yield [("EVAL", STORE_LOADED, 3, *keys, ready.ticket, encoded[name], self._lifetime_ms(ttl_s), lock)]
         if isinstance(answer, Exception):
             self._statistics.refused += 1
             self._note(answer)
-        elif answer:
+            return False
+        self._statistics.void += answer == 0
+        self._statistics.late += answer == 2 and self.lock_s > 0
+        if answer:
             self._count_stored(encoded)
-        return int(not isinstance(answer, Exception) and bool(answer))
+        return bool(answer)
 
     def _encoded(self, items: Mapping[str, Any], tokens: Mapping[str, str]) -> dict[str, bytes]:
         encoded = {}
@@ -382,7 +439,7 @@ class RedisTier:
         """Remove by name and by tag, and tell the other processes."""
         lifetime_ms = round(1000 * 2 * self.ttl_s)
         commands: list[Command] = [("UNLINK", name) for name in names]
-        commands += [("UNLINK", _lock_of(name)) for name in names]
+        commands += [("UNLINK", _lock_of(name), _ticket_of(name)) for name in names]
         commands += [
             ("SET", self._tag_key(tag), secrets.token_hex(8), *(() if tag == ALL else ("PX", lifetime_ms))) for tag in tags
         ]
@@ -401,7 +458,7 @@ class RedisTier:
         Of a long key the name has the first characters only: it is removed if what follows could match.
         """
         # Redis' patterns are not Python's ([!x], \\, ? of a letter of two bytes): it looks for what is literal, the rest is here.
-        # What begins with anything is a lock: a load under way is void.
+        # What begins with anything is a lock or a ticket: a load under way is void.
         literal = literal_beginning(pattern or "") if prefix is None else prefix
         begins = f"{self._prefix}s:{literal[:READABLE]}"
         cursor: Any = 0
@@ -432,9 +489,11 @@ class RedisTier:
         return text.startswith((literal_beginning(pattern or "") if prefix is None else prefix)[:READABLE])
 
     def plan_lock(self, name: str, token: str) -> Plan:
-        """Whether this process may load the key."""
-        (answer,) = yield [("SET", _lock_of(name), token, "NX", "PX", max(1, round(1000 * self.lock_s)))]
-        return isinstance(answer, Exception) or answer is not None  # no memory for a lock: load
+        """Whether this process may load the key, and whether there is a value by now."""
+        lock_ms = max(1, round(1000 * self.lock_s))
+        answer, exists = yield [("SET", _lock_of(name), token, "NX", "PX", lock_ms), ("EXISTS", name)]
+        # No memory for a lock: load.
+        return Locked(isinstance(answer, Exception) or answer is not None, exists == 1)
 
     def plan_unlock(self, name: str, token: str) -> Plan:
         """Let others load it."""
@@ -731,13 +790,17 @@ def _escaped(text: str) -> str:
 
 
 def _unlocked(name: str) -> str:
-    """The name of the key that a lock is of; any other name as it is."""
-    return name[1:-6] if name.startswith("{") and name.endswith("}:lock") else name
+    """The name of the key that a lock or a ticket is of; any other name as it is."""
+    return name[1:-6] if name.startswith("{") and name.endswith(("}:lock", "}:load")) else name
 
 
 def _lock_of(name: str) -> str:
     """In braces: in a cluster it lies where its key does."""
     return f"{{{name}}}:lock"
+
+
+def _ticket_of(name: str) -> str:
+    return f"{{{name}}}:load"
 
 
 def _text(answer: Any) -> str | None:
