@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.caches import Breaker, Cache, Compress, LRUCache, RedisTier, TieredCache, TLRUCache, TTLCache
+from memwatch.caches import Breaker, Cache, Compress, LRUCache, RedisTier, TieredCache, TLRUCache, TTLCache, cached
 from memwatch.caches.codec import Codec, ForeignError
 from memwatch.caches.redis_tier import Budget
 from memwatch.caches.tiered import _Listener
@@ -703,3 +703,33 @@ def test_a_value_that_expires_between_two_commands_is_a_miss(make: Any) -> None:
     with pytest.raises(StopIteration) as ended:
         plan.send([token, data, -2])
     assert ended.value.value == {}
+
+
+def test_a_cached_function_and_coroutine_share_their_results_between_processes(make: Any) -> None:
+    calls: list[Any] = []
+
+    def decorated(cache: Any) -> tuple[Any, Any]:
+        @cached(cache, info=True, tags="t")
+        def compute(number: int, *, scale: int = 1) -> int:
+            calls.append(number)
+            return number * scale
+
+        @cached(cache)
+        async def fetch(name: str) -> str:
+            calls.append(name)
+            return name.upper()
+
+        return compute, fetch
+
+    (one, one_async), (other, other_async) = decorated(make()), decorated(make())
+    assert one(2, scale=3) == other(2, scale=3) == other(2, scale=3) == 6 and calls == [2]
+    assert other.cache_info().hits == 1
+
+    async def main() -> None:
+        assert await one_async("a") == await other_async("a") == "A" and calls == [2, "a"]
+        for function in (one_async, other_async):
+            await function.cache.tier.aclose()
+
+    asyncio.run(main())
+    one.cache.invalidate(tag="t")
+    assert make().get((2, "\0keywords", ("scale", 3))) is None
