@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -300,7 +301,7 @@ def test_with_redis_in_trouble_every_call_is_answered_in_time_and_hits_resume_wh
 
 
 def test_a_service_under_load_loses_no_request_while_redis_is_pulled_away_and_put_back(server: Server, make: Any) -> None:
-    cache = make(timeout_s=0.3, lock_s=0.2, ttl=0.05)
+    cache = make(timeout_s=0.3, lock_s=0.2)
     stop, failures, slowest = threading.Event(), [], [0.0] * 4
     served = [0] * 4
 
@@ -308,7 +309,7 @@ def test_a_service_under_load_loses_no_request_while_redis_is_pulled_away_and_pu
         number = index
         while not stop.is_set():
             number += 1
-            key = number % 50
+            key = number % 200  # more than memory holds
             began_s = time.perf_counter()
             try:
                 if cache.get_or_set(key, lambda key=key: key * 2) != key * 2:  # type: ignore[misc]
@@ -703,6 +704,116 @@ def test_a_value_that_expires_between_two_commands_is_a_miss(make: Any) -> None:
     with pytest.raises(StopIteration) as ended:
         plan.send([token, data, -2])
     assert ended.value.value == {}
+
+
+def test_a_process_that_forks_and_its_children_hear_of_each_other(server: Server, tmp_path: Path) -> None:
+    program = """
+import os, sys, time
+from memwatch.caches import LRUCache, RedisTier, TieredCache
+cache = TieredCache(LRUCache(10, ttl=60), RedisTier(sys.argv[1], timeout_s=5.0))
+
+def wait_until(condition):
+    until_s = time.monotonic() + 20
+    while not condition() and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return condition()
+
+def listeners():
+    return cache.tier._blocking().pubsub_numsub(cache.tier.channel)[0][1]
+
+wait_until(lambda: listeners() == 1)
+cache.set("k", "old")
+cache.set("j", "old")
+heard, written = os.pipe()
+child = os.fork()
+if child == 0:
+    cache.set("k", "new")
+    wait_until(lambda: "j" not in cache.cache)     # it listens
+    cache.get("j")
+    os.write(written, b"x")
+    os._exit(0 if wait_until(lambda: cache.get("j") == "new") else 1)
+print(wait_until(lambda: cache.get("k") == "new"))
+os.read(heard, 1)
+cache.set("j", "new")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    ran = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["True", "0"], ran.stderr
+
+
+@pytest.mark.parametrize("drip_s, late_s", [(0.05, 0.0), (0.0, 0.06)], ids=["byte by byte", "answer by answer"])
+def test_a_server_that_answers_too_slowly_holds_a_call_no_longer_than_one_that_does_not(drip_s: float, late_s: float) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            try:
+                while data := connection.recv(65536):
+                    for command in data.split(b"*")[1:]:
+                        if b"HELLO" in command or b"CLIENT" in command:
+                            connection.sendall(b"%1\r\n$5\r\nproto\r\n:3\r\n" if b"HELLO" in command else b"+OK\r\n")
+                            continue
+                        time.sleep(late_s)
+                        for letter in b"$40\r\n" + b"x" * 40 + b"\r\n":
+                            connection.sendall(bytes([letter]))
+                            time.sleep(drip_s)
+            except OSError:
+                pass  # it was hung up
+
+    def accept() -> None:
+        while True:
+            try:
+                connection = listening.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    tier = RedisTier(f"redis://127.0.0.1:{listening.getsockname()[1]}", timeout_s=0.3)
+    cache = TieredCache[Any, Any](LRUCache(10), tier, listen=False)
+    assert longest([lambda: cache.get("k"), lambda: cache.get_many(range(50))]) < 0.3 + 0.5
+    assert tier.statistics().failures >= 1
+    cache.close()
+    listening.close()
+
+
+def test_loops_that_have_ended_leave_no_connection(server: Server) -> None:
+    program = """
+import asyncio, gc, os, sys
+from memwatch.caches import LRUCache, RedisTier, TieredCache
+cache = TieredCache(LRUCache(10), RedisTier(sys.argv[1], timeout_s=5.0), listen=False)
+asyncio.run(cache.aget("first"))
+before = len(os.listdir("/proc/self/fd"))
+for number in range(20):
+    asyncio.run(cache.aget(number))
+gc.collect()
+print(len(os.listdir("/proc/self/fd")) - before, cache.stats()["store"]["failures"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["0", "0"], ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_a_value_that_unpacks_to_more_than_may_be_is_refused_before_it_has(method: Any) -> None:
+    large = Codec("json", Compress(10, 0.9, method)).encode("a" * 50_000_000, {})
+    small = Codec("json", Compress(10, 0.9, method), 100_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ForeignError, match="more than 100000 bytes"):
+            small.decode(large)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    fits = "a" * 99_998  # and its quotation marks
+    assert small.decode(small.encode(fits, {})).value == fits
+    with pytest.raises(ForeignError):
+        small.decode(small.encode(fits, {})[:-4])
+
+
+def test_a_client_that_answers_with_text_is_refused_with_what_to_do(server: Server) -> None:
+    match = "give a client that answers with bytes"
+    with redis.Redis(port=server.port, decode_responses=True) as client, pytest.raises(ValueError, match=match):
+        RedisTier(client=client)
 
 
 def test_a_cached_function_and_coroutine_share_their_results_between_processes(make: Any) -> None:

@@ -32,6 +32,10 @@ class Breaker:
         """Open until then; None while closed."""
         self._tries = False
 
+    def after_fork(self) -> None:
+        """A thread of the parent may have held the lock."""
+        self._lock = Lock()
+
     def state(self, now_s: float) -> State:
         """What it says now."""
         if self._until_s is None:

@@ -13,6 +13,10 @@ MAGIC = b"mw1"
 """What every value of ours begins with: something else under our key is not ours."""
 
 
+MOST_BYTES = 256 * 2**20
+"""What a value may unpack to: 500 kB of zlib hold 500 MB."""
+
+
 class Serializer(Protocol):
     """What turns values into bytes and back; the modules `json`, `msgpack` and `pickle` nearly are."""
 
@@ -115,12 +119,15 @@ class Codec:
     Args:
         serializer: `"json"`, `"msgpack"`, `"pickle"` or an object with `dumps` and `loads`.
         compress: when values are compressed; None for never.
+        max_bytes: what unpacks to more is refused, before it has.
 
     Raises:
         ValueError, ImportError: an unknown serializer, or a package that is not there.
     """
 
-    def __init__(self, serializer: str | Serializer = "json", compress: Compress | None = USUAL) -> None:
+    def __init__(
+        self, serializer: str | Serializer = "json", compress: Compress | None = USUAL, max_bytes: int = MOST_BYTES
+    ) -> None:
         if isinstance(serializer, str):
             if serializer not in _NAMED:
                 raise ValueError(
@@ -131,6 +138,7 @@ class Codec:
         else:
             self._mark, self._serializer = b"o", serializer
         self._compress = compress
+        self._max_bytes = max_bytes
         self._squeeze, self._stretch = _compressor(compress)
 
     def encode(self, value: Any, tokens: dict[str, str]) -> bytes:
@@ -160,9 +168,9 @@ class Codec:
             packed, length = data[4:5], int.from_bytes(data[5:9], "big")
             tokens, body = json.loads(data[9 : 9 + length]), data[9 + length :]
             if packed == b"z":
-                body = zlib.decompress(body)
+                body = self._unpacked(_unzip, body)
             elif packed == b"s":
-                body = self._stretch(body)
+                body = self._unpacked(self._stretch, body)
             if not isinstance(tokens, dict):
                 raise ForeignError("not a value of this cache")
             return Decoded(self._serializer.loads(body), tokens)
@@ -171,14 +179,28 @@ class Codec:
         except Exception as error:
             raise ForeignError(f"not a value of this cache: {type(error).__name__}: {error}") from error
 
+    def _unpacked(self, stretch: Any, body: bytes) -> bytes:
+        unpacked: bytes = stretch(body, self._max_bytes + 1)
+        if len(unpacked) > self._max_bytes:
+            raise ForeignError(f"a value that unpacks to more than {self._max_bytes} bytes")
+        return unpacked
+
+
+def _unzip(body: bytes, most: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(body, most)
+    if len(unpacked) < most and not unpacker.eof:
+        raise ValueError("cut off")
+    return unpacked
+
 
 def _compressor(wanted: Compress | None) -> tuple[Any, Any]:
     if wanted is None or wanted.method == "zlib":
-        return (lambda body: zlib.compress(body, 1 if wanted is None else wanted.level)), zlib.decompress
+        return (lambda body: zlib.compress(body, 1 if wanted is None else wanted.level)), _unzip
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # 3.14
 
-        return (lambda body: zstd.compress(body, wanted.level)), zstd.decompress
+        return (lambda body: zstd.compress(body, wanted.level)), lambda body, most: zstd.ZstdDecompressor().decompress(body, most)
     except ImportError:
         pass
     try:
@@ -186,4 +208,4 @@ def _compressor(wanted: Compress | None) -> tuple[Any, Any]:
     except ImportError:
         raise ImportError("method='zstd' needs Python 3.14 or the package zstandard: pip install zstandard") from None
     packer, unpacker = zstandard.ZstdCompressor(level=wanted.level), zstandard.ZstdDecompressor()
-    return packer.compress, unpacker.decompress
+    return packer.compress, lambda body, most: unpacker.stream_reader(body).read(most)

@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from memwatch.caches.breaker import Breaker
-from memwatch.caches.codec import USUAL, Codec, Compress, Decoded, ForeignError, Serializer
+from memwatch.caches.codec import MOST_BYTES, USUAL, Codec, Compress, Decoded, ForeignError, Serializer
 
 log = logging.getLogger("memwatch.caches")
 
@@ -213,6 +213,7 @@ class RedisTier:
             to
             the store.
         compress: what is compressed; None for nothing.
+        max_value_bytes: what unpacks to more is none of ours.
         lock_s: how long one process may load a key that others wait for; 0 to load in each.
         breaker: when Redis is left alone.
         cluster: whether *url* is of a node of a cluster.
@@ -235,6 +236,7 @@ class RedisTier:
         ttl_s: float = 86400.0,
         serializer: str | Serializer = "json",
         compress: Compress | None = USUAL,
+        max_value_bytes: int = MOST_BYTES,
         lock_s: float = 2.0,
         breaker: Breaker | None = None,
         cluster: bool = False,
@@ -246,7 +248,7 @@ class RedisTier:
         if not timeout_s > 0 or not ttl_s > 0:
             raise ValueError(f"timeout_s={timeout_s!r}, ttl_s={ttl_s!r}: both must be above 0")
         self.timeout_s, self.ttl_s, self.lock_s = timeout_s, ttl_s, lock_s
-        self.codec = Codec(serializer, compress)
+        self.codec = Codec(serializer, compress, max_value_bytes)
         self._prefix = f"{namespace}:{version}:"
         self.channel = f"{self._prefix}removals"
         self.origin = secrets.token_hex(8)
@@ -260,6 +262,7 @@ class RedisTier:
         self._client: Any = None
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
+        _check_answers_bytes(client, async_client)
         _redis()  # asked for and missing: say so now
 
     # --- keys
@@ -652,7 +655,11 @@ class RedisTier:
             pipe = self._blocking().pipeline(transaction=False)
             for command in wire:
                 pipe.execute_command(*command)
-            answers = list(pipe.execute(raise_on_error=False))
+            _deadline.until_s = time.monotonic() + min(self.timeout_s, budget.left_s())
+            try:
+                answers = list(pipe.execute(raise_on_error=False))
+            finally:
+                _deadline.until_s = None
         except Exception as error:  # redis-py's, the socket's, TLS's: whatever it is, there is no answer
             self._failed(error)
             raise Unavailable(str(error)) from None
@@ -666,7 +673,7 @@ class RedisTier:
             pipe = self._asynchronous().pipeline(transaction=False)
             for command in wire:
                 pipe.execute_command(*command)
-            answers = list(await asyncio.wait_for(pipe.execute(raise_on_error=False), self.timeout_s))
+            answers = list(await asyncio.wait_for(pipe.execute(raise_on_error=False), min(self.timeout_s, budget.left_s())))
         except Exception as error:
             self._failed(error)
             raise Unavailable(str(error)) from None
@@ -683,14 +690,31 @@ class RedisTier:
 
     # --- clients
 
+    def after_fork(self) -> bool:
+        """Be another process than the one this was made in, once; whether it is one.  Asked before each use.
+
+        A child has its own name, or its parent would pass over what it removes; and no lock that a thread of the parent held.
+        """
+        if self._pid == os.getpid():
+            return False
+        self._pid = os.getpid()
+        self.origin = secrets.token_hex(8)
+        self._lock = threading.Lock()
+        self._breaker.after_fork()
+        self._client = None
+        self._by_loop = weakref.WeakKeyDictionary()
+        return True
+
     def _blocking(self) -> Any:
         if self._given is not None:
             return self._given
-        if self._client is None or self._pid != os.getpid():
+        if self._client is None:
             redis = _redis()
             kind = redis.RedisCluster if self._cluster else redis.Redis
             self._client = kind.from_url(self._url, **self._options(redis.retry.Retry, redis.backoff.NoBackoff))
-            self._pid = os.getpid()
+            if not self._cluster:
+                pool = self._client.connection_pool
+                pool.connection_class = _bounded(pool.connection_class)
         return self._client
 
     def _asynchronous(self) -> Any:
@@ -699,6 +723,9 @@ class RedisTier:
         loop = asyncio.get_running_loop()
         client = self._by_loop.get(loop)
         if client is None:
+            # A client knows its loop, so that the dictionary's weak keys never go: those of loops that have ended are let go here.
+            for ended in [other for other in list(self._by_loop) if other.is_closed()]:
+                self._by_loop.pop(ended, None)
             redis = _redis()
             kind = redis.asyncio.RedisCluster if self._cluster else redis.asyncio.Redis
             client = kind.from_url(self._url, **self._options(redis.asyncio.retry.Retry, redis.backoff.NoBackoff))
@@ -778,6 +805,66 @@ def _insist(answers: Iterable[Any]) -> None:
     problem = next((answer for answer in answers if isinstance(answer, Exception)), None)
     if problem is not None:
         raise Refused(problem)
+
+
+class _Deadline(threading.local):
+    """Until when this thread's call may take; None outside of a call."""
+
+    until_s: float | None = None
+
+
+_deadline = _Deadline()
+
+
+class _BoundedSocket:
+    """A socket whose every step ends with the call it is part of: a time-out by itself begins anew with each byte that comes."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def _step(self, step: Any, *args: Any) -> Any:
+        until_s, own_s = _deadline.until_s, self._socket.gettimeout()
+        if until_s is None or own_s == 0:
+            return step(*args)
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the time of the call is over")
+        if own_s is not None and own_s <= left_s:
+            return step(*args)
+        self._socket.settimeout(left_s)
+        try:
+            return step(*args)
+        finally:
+            self._socket.settimeout(own_s)
+
+    def recv(self, *args: Any) -> Any:
+        return self._step(self._socket.recv, *args)
+
+    def recv_into(self, *args: Any) -> Any:
+        return self._step(self._socket.recv_into, *args)
+
+    def sendall(self, *args: Any) -> Any:
+        return self._step(self._socket.sendall, *args)
+
+
+def _bounded(kind: Any) -> Any:
+    """redis-py's connection of this kind with a socket that ends with the call."""
+
+    class Bounded(kind):  # type: ignore[misc]
+        def _connect(self) -> Any:
+            return _BoundedSocket(super()._connect())
+
+    return Bounded
+
+
+def _check_answers_bytes(*clients: Any) -> None:
+    for client in clients:
+        options = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+        if options.get("decode_responses"):
+            raise ValueError("client: decode_responses=True turns values into text; give a client that answers with bytes")
 
 
 def literal_beginning(pattern: str) -> str:

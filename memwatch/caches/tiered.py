@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import math
+import os
 import secrets
 import threading
 import time
@@ -53,9 +54,19 @@ class TieredCache(Generic[K, V]):
         self.tier = tier
         self._changes = _Changes()
         self._listener: _Listener | None = None
+        self._pid = os.getpid()
         if listen:
             self._listener = _Listener(cache, tier, self._changes)
             self._listener.start()
+
+    def _look_for_fork(self) -> None:
+        """A child has no thread that listens, and missed what was removed since the fork."""
+        self._pid = os.getpid()
+        self._changes.after_fork()
+        self.tier.after_fork()
+        if self._listener is not None and not self._listener.is_stopped:
+            self._listener = _Listener(self.cache, self.tier, self._changes)
+            self._listener.start(has_missed=True)
 
     # --- reading
 
@@ -67,6 +78,8 @@ class TieredCache(Generic[K, V]):
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value from memory, else from the store, else *default*."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         value = self.cache.get(key, GONE)
         if value is not GONE:
             return value
@@ -79,6 +92,8 @@ class TieredCache(Generic[K, V]):
 
     async def aget(self, key: K, default: Any = None) -> Any:
         """As `get`, in a coroutine."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         value = self.cache.get(key, GONE)
         if value is not GONE:
             return value
@@ -104,6 +119,8 @@ class TieredCache(Generic[K, V]):
         return found | {names[name]: self._keep(names[name], item, stamps[name]) for name, item in stored.items()}
 
     def _split(self, keys: Iterable[K]) -> tuple[dict[K, V], dict[str, K]]:
+        if self._pid != os.getpid():
+            self._look_for_fork()
         wanted = list(keys)
         found = self.cache.get_many(wanted)
         names = {name: key for key in wanted if key not in found and (name := self.tier.name_of(key)) is not None}
@@ -133,6 +150,8 @@ class TieredCache(Generic[K, V]):
 
     def set_many(self, items: Mapping[K, V], *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
         """Store all, in one round trip; returns how many the store has."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         tags = _tags(tags)
         with self._changes.of(items):
             names, lifetimes_s = self._set_in_memory(items, ttl, tags)
@@ -145,6 +164,8 @@ class TieredCache(Generic[K, V]):
 
     async def aset_many(self, items: Mapping[K, V], *, ttl: float | None = None, tags: Iterable[str] = ()) -> int:
         """As `set_many`, in a coroutine."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         tags = _tags(tags)
         with self._changes.of(items):
             names, lifetimes_s = self._set_in_memory(items, ttl, tags)
@@ -172,6 +193,8 @@ class TieredCache(Generic[K, V]):
 
     def delete_many(self, keys: Iterable[K]) -> None:
         """Remove keys everywhere."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         keys = list(keys)
         with self._changes.of(keys):
             names = self._forget(keys)
@@ -179,6 +202,8 @@ class TieredCache(Generic[K, V]):
 
     async def adelete_many(self, keys: Iterable[K]) -> None:
         """As `delete_many`, in a coroutine."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         keys = list(keys)
         with self._changes.of(keys):
             names = self._forget(keys)
@@ -198,6 +223,8 @@ class TieredCache(Generic[K, V]):
 
         Cost: by tag one round trip; by prefix or pattern the store walks all its keys, in steps that do not block it.
         """
+        if self._pid != os.getpid():
+            self._look_for_fork()
         with self._changes.of():
             count = self.cache.invalidate(tag=tag, prefix=prefix, pattern=pattern)
             self.tier.run(*self._removal(tag, prefix, pattern), **self._kept(tag, prefix, pattern))
@@ -207,6 +234,8 @@ class TieredCache(Generic[K, V]):
         self, *, tag: str | Iterable[str] | None = None, prefix: str | None = None, pattern: str | None = None
     ) -> int:
         """As `invalidate`, in a coroutine."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         with self._changes.of():
             count = self.cache.invalidate(tag=tag, prefix=prefix, pattern=pattern)
             await self.tier.arun(*self._removal(tag, prefix, pattern), **self._kept(tag, prefix, pattern))
@@ -227,6 +256,8 @@ class TieredCache(Generic[K, V]):
 
     def clear(self) -> None:
         """Remove all, everywhere."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         with self._changes.of():
             self.cache.clear()
             self.tier.run(self.tier.plan_remove([], [ALL], {"all": True}), tags=[ALL])
@@ -236,6 +267,8 @@ class TieredCache(Generic[K, V]):
     def get_or_set(self, key: K, load: Callable[[], V], *, ttl: float | None = None, tags: Iterable[str] = ()) -> V:
         """From memory, else the store, else *load*: once among the threads of this process, and once among processes as far as
         the store can tell them (for *lock_s* of the tier)."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         tags = _tags(tags)
         name = self.tier.name_of(key)
         if name is None:
@@ -299,6 +332,8 @@ class TieredCache(Generic[K, V]):
         self, key: K, load: Callable[[], Awaitable[V]], *, ttl: float | None = None, tags: Iterable[str] = ()
     ) -> V:
         """As `get_or_set`, in a coroutine."""
+        if self._pid != os.getpid():
+            self._look_for_fork()
         tags = _tags(tags)
         name = self.tier.name_of(key)
         if name is None:
@@ -407,6 +442,11 @@ class _Changes:
         finally:
             self._count(self._ended, places)
 
+    def after_fork(self) -> None:
+        """Threads of the parent that were changing something are not here."""
+        self._lock = threading.Lock()
+        self._ended[:] = self._begun
+
     def _count(self, counts: list[int], places: list[int]) -> None:
         with self._lock:
             for place in places:
@@ -475,16 +515,24 @@ class _Listener:
         self._stopped = threading.Event()
         self._subscription: Any = None
 
-    def start(self) -> None:
-        """Begin.  A process that forks begins again by making its own."""
-        threading.Thread(target=self._listen, name="memwatch-removals", daemon=True).start()
+    def start(self, *, has_missed: bool = False) -> None:
+        """Begin.
+
+        Args:
+            has_missed: whether removals came before: then memory is emptied when others are heard.
+        """
+        threading.Thread(target=self._listen, args=(has_missed,), name="memwatch-removals", daemon=True).start()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """End."""
         self._stopped.set()
 
-    def _listen(self) -> None:
-        was_connected = False
+    def _listen(self, was_connected: bool) -> None:
         while not self._stopped.is_set() and self._cache() is not None:
             try:
                 subscription = self._tier.subscriber()
