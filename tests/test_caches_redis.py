@@ -23,7 +23,7 @@ import pytest
 
 from memwatch.caches import Breaker, Cache, Compress, LRUCache, RedisTier, TieredCache, TLRUCache, TTLCache, cached
 from memwatch.caches.codec import Codec, ForeignError
-from memwatch.caches.redis_tier import Budget
+from memwatch.caches.redis_tier import Budget, _is_away
 from memwatch.caches.tiered import _Listener
 
 redis = pytest.importorskip("redis")
@@ -844,3 +844,9 @@ def test_a_cached_function_and_coroutine_share_their_results_between_processes(m
     asyncio.run(main())
     one.cache.invalidate(tag="t")
     assert make().get((2, "\0keywords", ("scale", 3))) is None
+
+
+@pytest.mark.parametrize("code", ["LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN"])
+def test_an_answer_that_says_it_cannot_work_now_is_a_failure_as_redis_py_tells_it(code: str) -> None:
+    answer = redis._parsers.base.BaseParser.parse_error(f"{code} for a while")
+    assert _is_away(answer) and not _is_away(redis._parsers.base.BaseParser.parse_error("WRONGTYPE of a key"))

@@ -784,7 +784,10 @@ def _redis() -> Any:
 
 
 def _is_away(error: Exception) -> bool:
-    return str(error).startswith(("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN"))
+    # redis-py takes the code off what it has a class for.
+    known = ("BusyLoadingError", "ClusterDownError", "MasterDownError", "TryAgainError", "AuthenticationError")
+    codes = ("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "TRYAGAIN")
+    return str(error).startswith(codes) or any(kind.__name__ in known for kind in type(error).__mro__)
 
 
 def wire_text(text: str) -> bytes:
