@@ -37,7 +37,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", *wanted], check=True)
     folder = tmp_path_factory.mktemp("cachetools")
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # type: ignore[arg-type]
     shim = folder / "shim" / "cachetools"
     shim.mkdir(parents=True)
     (shim / "__init__.py").write_text(SHIM)

@@ -690,7 +690,9 @@ def test_memray_and_the_sampler_work_beside_each_other_in_any_order(order: str, 
         pytest.skip("elsewhere: memray is a test dependency on Linux")
     pytest.importorskip("memray", reason="elsewhere: memray has no wheel for this interpreter")
     done = python(BESIDE.format(tool=MEMRAY), order, env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert done.stderr == ""
+    # In an interpreter that is linked statically memray says that it corrects the addresses of malloc and free.
+    said = [line for line in done.stderr.splitlines() if "Correcting symbol" not in line]
+    assert said == []
 
 
 @pytest.mark.parametrize(
