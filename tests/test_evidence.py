@@ -140,7 +140,7 @@ def grow():
     ("arguments", "reason"),
     [
         ("100_000, name='rows'", "LRUCache rows held 20,000 of at most 100,000 entries"),
-        ("None, max_bytes='1GiB', name='rows'", "LRUCache rows held 10."),
+        ("None, max_bytes='1GiB', name='rows'", "LRUCache rows held 1"),
     ],
 )
 def test_a_cache_of_ours_that_is_not_full_is_a_fill_by_entries_or_by_bytes(arguments: str, reason: str) -> None:

@@ -13,7 +13,7 @@ from memwatch.caches.engine import K, V
 class LRUCache(Cache[K, V]):
     """A cache that evicts what was used least recently; see `Cache` for the arguments.
 
-    Cost: a read 0.2 µs, a write that evicts 1 µs, some 210 bytes an entry (bench/caches.py).
+    Cost: a read half of one of cachetools' with a lock, a write that evicts as much; 200 to 260 bytes an entry (bench/caches.py).
     """
 
 
