@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 ENTRY_BYTES = 260
-"""What the cache itself adds to an entry with a time to live and a size, measured (bench/caches.py); 30 less without a time to live."""
+"""What the cache itself adds to an entry with a time to live and a size (bench/caches.py); 30 less without a time to live."""
 MOST_OBJECTS = 512
 SAMPLED_ABOVE = 32
 """Containers of more are sampled with a stride, so that about this many of their elements are looked at."""
