@@ -111,7 +111,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         "_weight",
         "_wheel",
         "name",
-    )  # fmt: skip
+    )
 
     name: str
     _maxsize: Any
@@ -201,14 +201,18 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         return GONE
 
     def _promote(self, key: Any, entry: Entry) -> None:
-        if self._touch is None:
+        touch = self._touch
+        if touch is None:
             entry.hot = True
             return
-        with self._lock:
-            try:
-                self._entries.move_to_end(key)
-            except KeyError:
-                pass  # removed meanwhile
+        try:
+            if key.__class__ in ATOMIC:
+                touch(key)
+            else:
+                with self._lock:
+                    self._entries.move_to_end(key)
+        except KeyError:
+            pass  # removed meanwhile by another thread: what was read was there
 
     def _is_fresh(self, entry: Entry) -> bool:
         return entry.expires is None or bool(self._now() < entry.expires)
