@@ -87,14 +87,15 @@ class Journal:
         waiting = [*self._waiting, *events]
         try:
             writer = self._current(sample.time_s, now_s)
-            try:
-                self._write_late(writer)
-                writer.write(sample, report, waiting, evidence=evidence, census=census)
-            except RecordLost:
-                # The program has closed our descriptors, as daemons do with all of theirs: begin another file, at once.
-                writer = self._open(sample.time_s)
-                self._write_late(writer)
-                writer.write(sample, report, waiting, evidence=evidence, census=census)
+            self._write_late(writer)
+            writer.write(sample, report, waiting, evidence=evidence, census=census)
+        except RecordLost:
+            # The program has closed our descriptors, as daemons do with all of theirs.  Another file is begun at the next tick:
+            # now the program may still be closing, and would be given the new file's numbers for files of its own.
+            self._writer = None
+            self._waiting = waiting[-WAITING_KEPT:]
+            self._keep_found(sample, report, evidence, census)
+            return
         except Exception as error:
             # Whatever it is (SQLite may be missing, the home directory unknown): the tick goes on without a record.
             self._waiting = waiting[-WAITING_KEPT:]

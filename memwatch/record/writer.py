@@ -79,12 +79,12 @@ class RecordWriter:
         self._writes = 0
         self._pid = os.getpid()
         self._connection, self.path = _open(directory, process, limit_bytes, resume=resume)
-        self._descriptors: dict[int, tuple[int, int]] = {}
+        self._descriptors = _descriptors_of(self.path)
         _open_paths.add(str(self.path))
         with self._guarded("begin"):
             self._connection.execute("BEGIN IMMEDIATE")
             self._put("process", _json(process.to_dict()))
-            self._connection.execute("COMMIT")
+            self._commit()
         self._descriptors = _descriptors_of(self.path)
 
     def write(
@@ -133,7 +133,7 @@ class RecordWriter:
                 self._insert_evidence(*found)
             if census is not None:
                 self._insert_census(census)
-            self._connection.execute("COMMIT")
+            self._commit()
 
     def write_evidence(self, time_s: float, fingerprint: str, evidence: Iterable[Evidence]) -> None:
         """Store what the collectors found at one moment.
@@ -144,7 +144,7 @@ class RecordWriter:
         with self._guarded("write"):
             self._connection.execute("BEGIN IMMEDIATE")
             self._insert_evidence(time_s, fingerprint, evidence)
-            self._connection.execute("COMMIT")
+            self._commit()
 
     def write_census(self, census: Census) -> None:
         """Store what is alive at one moment; of the censuses the newest are kept, `CENSUSES_KEPT` at most.
@@ -155,7 +155,7 @@ class RecordWriter:
         with self._guarded("write"):
             self._connection.execute("BEGIN IMMEDIATE")
             self._insert_census(census)
-            self._connection.execute("COMMIT")
+            self._commit()
 
     def _insert_evidence(self, time_s: float, fingerprint: str, evidence: Iterable[Evidence]) -> None:
         body = _fitted(evidence, int(FINDING_SHARE * self.limit_bytes))
@@ -183,7 +183,7 @@ class RecordWriter:
             self._connection.execute(
                 "INSERT INTO events (time_s, what, details) VALUES (?, 'end', ?)", (time_s, _json({"how": how}))
             )
-            self._connection.execute("COMMIT")
+            self._commit()
 
     def still_there(self) -> bool:
         """Whether the file on disk is still the one being written (somebody may have deleted it)."""
@@ -217,6 +217,19 @@ class RecordWriter:
             if descriptors.identity(descriptor) == identity:
                 os.close(descriptor)
         _open_paths.discard(str(self.path))
+
+    def _commit(self) -> None:
+        """Write the transaction to the file: only here, so this is where our numbers must still be ours.
+
+        What is left is a program that closes them and opens files of its own while this one call runs (some 50 µs of an interval).
+        """
+        if not self._holds_its_descriptors():
+            raise RecordLost(self._lost())
+        self._connection.execute("COMMIT")
+
+    def _lost(self) -> str:
+        _immortalise(self._connection)
+        return f"the program has closed the descriptors of the record {self.path}"
 
     def _holds_its_descriptors(self) -> bool:
         return all(descriptors.identity(descriptor) == identity for descriptor, identity in self._descriptors.items())
@@ -272,10 +285,11 @@ class RecordWriter:
         too, and the next file it opens gets their numbers.
         """
         if not self._holds_its_descriptors():
-            _immortalise(self._connection)
-            raise RecordLost(f"the program has closed the descriptors of the record {self.path}")
+            raise RecordLost(self._lost())
         try:
             yield
+        except RecordLost:
+            raise  # without a rollback: SQLite is not to touch the numbers again
         except Exception as error:  # whatever a value was that cannot be stored
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
