@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
+    from memwatch.audience import Sink
     from memwatch.blocks import Block
     from memwatch.expectations import Expectation, Expectations
     from memwatch.gate.blocks import checkpoint, limit
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from memwatch.gate.objects import assert_collected
     from memwatch.model import Freed, Report, Sample, Statistics, Verdict
     from memwatch.pressure import Hook, HookLevel, Pressure, ReliefHooks
-    from memwatch.watcher import Sink, Watcher
+    from memwatch.watcher import Watcher
 
 __version__ = "0.1.0"
 
@@ -103,11 +104,12 @@ def start(
     directory: str | os.PathLike[str] | bool | None = None,
     labels: Mapping[str, str] | None = None,
     name: str | None = None,
-    sinks: Iterable[Sink] | None = None,
+    sinks: Iterable[Sink | str] | None = None,
     on_leak: Callable[[Report], Any] | None = None,
     on_pressure: Callable[[Pressure], Any] | None = None,
     cleanup_interval: str | bool | None = None,
     record_limit: str | None = None,
+    socket: bool | str | None = None,
 ) -> Watcher:
     """Watch this process.  Returns the running watcher; a second call returns the same one.
 
@@ -124,11 +126,13 @@ def start(
         directory: where the record goes [`MEMWATCH_DIR`, else the user's state directory]; False for no record.
         labels: kept in the record, such as `{"version": "1.4.2"}`.
         name: what this process is called in reports [from its command].
-        sinks: functions called with a `Report` when a leak is found, has doubled or is over, and at alerts.
+        sinks: names such as `"sentry"` or `"prometheus"`, functions called with a `Report` when a leak is found, has doubled or is
+            over, and at alerts, or objects with methods of `memwatch.audience` [`MEMWATCH_SINKS`, else none].
         on_leak: called with a `Report` when a leak is found or has doubled.
         on_pressure: called with a `Pressure` when a level is entered.
         cleanup_interval: time between periodic clean-ups, or False [5m].
         record_limit: size the record stays within [32MiB].
+        socket: whether `memwatch report --now` and `memwatch gc` reach this process, by the same user only [on].
 
     Raises:
         SettingError: a setting is unknown or malformed.
@@ -137,7 +141,8 @@ def start(
     """
     global _current
     from memwatch import config, forks
-    from memwatch.watcher import Watcher, log
+    from memwatch.audience import log
+    from memwatch.watcher import Watcher
 
     given = {
         "interval": interval,
@@ -152,6 +157,7 @@ def start(
         "name": name,
         "cleanup_interval": cleanup_interval,
         "record_limit": record_limit,
+        "socket": socket,
     }
     with forks.lock:
         if _current is not None and not _current.stopped:

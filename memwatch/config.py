@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,10 @@ class Config:
     cleanup_interval_s: float = 300.0
     """0: no periodic clean-up."""
     record_limit_bytes: int = 32 * 1024**2
+    sinks: tuple[str, ...] = ()
+    """Names of sinks (`memwatch.sinks`)."""
+    socket: bool = True
+    """Whether `memwatch report --now` and `memwatch gc` reach the process."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting name to where its value came from, for those that are not defaults."""
 
@@ -89,6 +94,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels",),
     "cleanup_interval": ("cleanup_interval_s",),
     "record_limit": ("record_limit_bytes",),
+    "sinks": ("sinks",),
+    "socket": ("socket",),
 }
 
 
@@ -236,6 +243,24 @@ def _record_limit(value: Any) -> dict[str, Any]:
     return {"record_limit_bytes": size}
 
 
+def _sinks(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        # A webhook's address may hold a comma.
+        value = [piece.strip() for piece in re.split(r",(?=\s*(?:[a-z]+\s*(?:,|$)|[a-z]+:))", value)]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise TypeError(value)
+    return {"sinks": tuple(filter(None, value))}
+
+
+def _socket(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"socket": value}
+    said = value.strip().lower() if isinstance(value, str) else None
+    if said not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
+        raise _Refused("")
+    return {"socket": said in ("on", "true", "1", "yes")}
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("interval", "MEMWATCH_INTERVAL", f"{units.DURATIONS_ACCEPTED}, between 50ms and 1h", _interval),
     Setting("growth_limit", "MEMWATCH_GROWTH_LIMIT", units.RATES_ACCEPTED, _growth_limit),
@@ -251,6 +276,8 @@ SETTINGS: tuple[Setting, ...] = (
         "cleanup_interval", "MEMWATCH_CLEANUP_INTERVAL", f"'off', or {units.DURATIONS_ACCEPTED}, at least 1s", _cleanup_interval
     ),
     Setting("record_limit", "MEMWATCH_RECORD_LIMIT", f"{units.SIZES_ACCEPTED}, at least 1MiB", _record_limit),
+    Setting("sinks", "MEMWATCH_SINKS", "names such as sentry,prometheus (or a list)", _sinks),
+    Setting("socket", "MEMWATCH_SOCKET", "'on' or 'off'", _socket),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_ENVIRONMENT = {setting.environment: setting for setting in SETTINGS}
@@ -406,5 +433,7 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "labels": ", ".join(f"{key}={value}" for key, value in config.labels.items()) or "none",
         "cleanup_interval": units.format_duration(config.cleanup_interval_s) if config.cleanup_interval_s else "off",
         "record_limit": units.format_size(config.record_limit_bytes),
+        "sinks": ", ".join(name.partition(":")[0] for name in config.sinks) or "none",  # an address may hold a secret
+        "socket": "on" if config.socket else "off",
     }
     return [(setting.name, values[setting.name], config.origins.get(setting.name, "default")) for setting in SETTINGS]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import os
 import sys
 import time
@@ -22,23 +21,20 @@ from typing import Any, Protocol, Self
 
 from memwatch import config as settings
 from memwatch import forks, osthread, units
+from memwatch.audience import Audience, Occasion, Sink, log_event, say
 from memwatch.caches import registry
 from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment, Sampling
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
-from memwatch.model import Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
-from memwatch.pressure import Pressure, ReliefHooks, hook_name
+from memwatch.model import CHANNEL_BY_NAME, Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
+from memwatch.pressure import Pressure, ReliefHooks
 from memwatch.record import RecordError, read_report
 from memwatch.relief import Relief, Situation, collect_is_cheap
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
 from memwatch.vitals import Vitals, collect_garbage, read_pools_with, trim
 from memwatch.whoami import describe_process
-
-log = logging.getLogger("memwatch")
-
-Sink = Callable[[Report], Any]
 
 FORKED_CHILD_DELAY_S = 1.0
 """A forked child takes its first sample after this long: what lives shorter is of no interest to anybody, and costs nothing."""
@@ -112,6 +108,7 @@ class Watcher:
     _pending: list[Event]
     _told_growth: float
     _exhaustion_told: bool
+    _fast_told: bool
     _process: Process | None
     _relief: Relief
     _journal: Journal
@@ -131,11 +128,12 @@ class Watcher:
         directory: str | os.PathLike[str] | bool | None = None,
         labels: Mapping[str, str] | None = None,
         name: str | None = None,
-        sinks: Iterable[Sink] | None = None,
+        sinks: Iterable[Sink | str] | None = None,
         on_leak: Callable[[Report], Any] | None = None,
         on_pressure: Callable[[Pressure], Any] | None = None,
         cleanup_interval: str | bool | None = None,
         record_limit: str | None = None,
+    socket: bool | str | None = None,
         hooks: ReliefHooks | None = None,
         expectations: Expectations | None = None,
         clock: Clock | None = None,
@@ -155,6 +153,7 @@ class Watcher:
                 "name": name,
                 "cleanup_interval": cleanup_interval,
                 "record_limit": record_limit,
+                "socket": socket,
             }
         )
         self.clock: Clock = clock or time
@@ -162,9 +161,10 @@ class Watcher:
         """Plugs that failed and were disabled: name to what they raised."""
         self._hooks = hooks if hooks is not None else ReliefHooks()
         self._expectations = expectations if expectations is not None else Expectations()
-        self._sinks: dict[str, Sink] = {}
-        self._on_pressure: dict[str, Callable[[Pressure], Any]] = {}
-        self.add_callbacks(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
+        self._audience = Audience(self._fail)
+        if sinks is None and not settings.is_disabled():
+            sinks = self.config.sinks
+        self._audience.add(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
         self._given_source = source
         self._vitals = (
             None
@@ -178,7 +178,7 @@ class Watcher:
             sample_bytes=self.config.sample_bytes,
             clock=self.clock.monotonic,
             give_back=self._give_back,
-            say=lambda message: _say("%s", message),
+            say=lambda message: say("%s", message),
         )
         self._generation = 0
         self._thread_running = False
@@ -197,7 +197,7 @@ class Watcher:
                 return self
             why_not = refusal()
             if why_not:
-                _say("not watching: %s", why_not)
+                say("not watching: %s", why_not)
                 return self
             if self._stopped:
                 self._reset()
@@ -283,25 +283,17 @@ class Watcher:
     def add_callbacks(
         self,
         *,
-        sinks: Iterable[Sink] | None = None,
+        sinks: Iterable[Sink | str] | None = None,
         on_leak: Callable[[Report], Any] | None = None,
         on_pressure: Callable[[Pressure], Any] | None = None,
     ) -> None:
         """Add functions to be told; see `memwatch.start`.  A function given again is told once.
 
         Raises:
-            TypeError: one of them is not callable.
+            TypeError: one of them can be told nothing.
+            memwatch.config.SettingError: there is no sink of that name, or what it needs is not installed.
         """
-        added = list(sinks or ())
-        for callback in (*added, on_leak, on_pressure):
-            if callback is not None and not callable(callback):
-                raise TypeError(f"a sink must be callable, not {type(callback).__name__}")
-        for sink in added:
-            self._sinks[_free_name(self._sinks, sink)] = sink
-        if on_leak is not None:
-            self._sinks[_free_name(self._sinks, on_leak)] = _OnlyLeaks(on_leak)
-        if on_pressure is not None:
-            self._on_pressure[_free_name(self._on_pressure, on_pressure)] = on_pressure
+        self._audience.add(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
 
     def note(self, what: str, details: Mapping[str, Any]) -> None:
         """Put an event into the record with the next tick."""
@@ -354,7 +346,7 @@ class Watcher:
             journal = self._journal  # a stop and start meanwhile begin another one
         # From here on without the state lock: hooks and sinks are the program's code.
         with osthread.program_signals():
-            events += self._relief.act(situation, self._tell_pressure)
+            events += self._relief.act(situation, self._audience.pressed)
         for finding in self._expectations.overdue(self.clock.monotonic(), situation.blocks):
             events.append(Event(now_s, "finding", finding))
             occasions.append("finding")
@@ -365,8 +357,10 @@ class Watcher:
         with self._record_lock:
             evidence = None if conclusion is None else conclusion.evidence
             journal.write(sample, report, events, now_s=self.clock.monotonic(), evidence=evidence, census=census)
+        self._audience.ticked(sample, report)
+        self._audience.happened(events)
         for event in events:
-            _log_event(event)
+            log_event(event)
             if event.what == "alert" and event.details["alert"] == "peak":
                 occasions.append("peak")
         for occasion in occasions:
@@ -455,10 +449,10 @@ class Watcher:
 
     # -- consequences ----------------------------------------------------------------------------------------------------------
 
-    def _consequences(self, before: Verdict, after: Verdict, now_s: float) -> tuple[list[Event], list[str]]:
+    def _consequences(self, before: Verdict, after: Verdict, now_s: float) -> tuple[list[Event], list[Occasion]]:
         """Events of this tick, and the occasions on which the sinks are told."""
         events: list[Event] = []
-        occasions: list[str] = []
+        occasions: list[Occasion] = []
         if after.state != before.state or (after.state == "leaking" and after.kind != before.kind):
             events.append(Event(now_s, "verdict", after.to_dict()))
             if after.state == "leaking" and before.state != "leaking":
@@ -478,6 +472,13 @@ class Watcher:
                 occasions.append("exhaustion")
         elif left_s is None or left_s > 2 * EXHAUSTION_ALERT_S:
             self._exhaustion_told = False
+        # A leak carries its severity; this is for what grows as fast without being called one (yet).
+        bytes_grow = CHANNEL_BY_NAME[after.channel].unit == "bytes" and after.state == "growing"
+        fast = bytes_grow and (after.rate_low or 0.0) >= self.config.growth_limit(self._limit) and not self._inquiry.pending
+        if fast and not self._fast_told:
+            events.append(Event(now_s, "alert", {"alert": "growth", "rate": after.rate, "channel": after.channel}))
+            occasions.append("growth")
+        self._fast_told = fast or (self._fast_told and bytes_grow)
         return events, occasions
 
     def _situation(self, sample: Sample) -> Situation:
@@ -494,31 +495,15 @@ class Watcher:
 
     # -- telling ---------------------------------------------------------------------------------------------------------------
 
-    def _tell(self, occasion: str) -> None:
+    def _tell(self, occasion: Occasion) -> None:
         report = self.report()
         if occasion in ("leak", "doubled"):
             from memwatch.report import brief  # loaded when there is something to say
 
-            _say("%s", brief(report))
+            say("%s", brief(report))
         elif occasion == "over":
-            _say("the leak is over: %s", report.verdict.reason)
-        for name, sink in list(self._sinks.items()):
-            if isinstance(sink, _OnlyLeaks) and occasion not in ("leak", "doubled"):
-                continue
-            try:
-                with osthread.program_signals():
-                    sink(report)
-            except BaseException as error:
-                self._sinks.pop(name, None)
-                self._fail(name, error)
-
-    def _tell_pressure(self, pressure: Pressure) -> None:
-        for name, callback in list(self._on_pressure.items()):
-            try:
-                callback(pressure)
-            except BaseException as error:
-                self._on_pressure.pop(name, None)
-                self._fail(name, error)
+            say("the leak is over: %s", report.verdict.reason)
+        self._audience.told(occasion, report)
 
     def _fail(self, name: str, error: BaseException, *, disabled: bool = True) -> None:
         """Log a failing plug once, and list it."""
@@ -527,7 +512,7 @@ class Watcher:
         what = f"{type(error).__name__}: {_text(error)}"
         self.failures[name] = what
         self.note("plug", {"plug": name, "error": what, "disabled": disabled})
-        _say("%s failed and %s: %s", name, "was disabled" if disabled else "was skipped", what)
+        say("%s failed and %s: %s", name, "was disabled" if disabled else "was skipped", what)
 
     # -- the thread ------------------------------------------------------------------------------------------------------------
 
@@ -540,7 +525,7 @@ class Watcher:
         except RuntimeError as error:
             self._thread = None
             if not self._threadless:
-                _say("not watching for now: no thread could be started (%s); tried again at the next fork or start()", error)
+                say("not watching for now: no thread could be started (%s); tried again at the next fork or start()", error)
             self._threadless = True
         else:
             self._threadless = False
@@ -589,6 +574,7 @@ class Watcher:
                 self._journal.close(self.clock.time(), how, worthless=worthless)
             finally:
                 self._record_lock.release()
+        self._audience.ended()
         with self._state_lock:
             self._inquiry.end()
             if not Sampling.in_use():
@@ -665,6 +651,7 @@ class Watcher:
         self._pending = []
         self._told_growth = 0.0
         self._exhaustion_told = False
+        self._fast_told = False
         self._process = None
         self._evidence = ()
         self._kind_found = None
@@ -674,7 +661,7 @@ class Watcher:
         self._journal = Journal(
             self.config.directory,
             self._described,
-            lambda message: _say("%s", message),
+            lambda message: say("%s", message),
             limit_bytes=self.config.record_limit_bytes,
         )
 
@@ -751,39 +738,6 @@ class Watcher:
         self._events = [*self._events, *events][-EVENTS_IN_MEMORY:]
 
 
-class _OnlyLeaks:
-    """Marks `on_leak` among the sinks: it is told of leaks alone."""
-
-    def __init__(self, callback: Callable[[Report], Any]) -> None:
-        self.callback = callback
-
-    def __call__(self, report: Report) -> Any:
-        return self.callback(report)
-
-
-def _free_name(taken: Mapping[str, Any], callback: Callable[..., Any]) -> str:
-    """A name for a callback: its own, numbered where another one has it."""
-    name = numbered = hook_name(callback)
-    count = 1
-    while numbered in taken and getattr(taken[numbered], "callback", taken[numbered]) != callback:
-        count += 1
-        numbered = f"{name} ({count})"
-    return numbered
-
-
-def _say(message: str, *arguments: object) -> None:
-    """Log a warning, whatever the program has made of logging.
-
-    `logging.config` disables every logger that exists when it is called, unless told otherwise; ours usually exists by then.  And a
-    handler that raises must not end our thread.
-    """
-    try:
-        log.disabled = False
-        log.warning(message, *arguments)
-    except Exception:
-        pass  # there is no other way left to tell anybody
-
-
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
     """Details as JSON types, so that they can be recorded whatever the caller gave."""
     try:
@@ -791,21 +745,6 @@ def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"unreadable": type(error).__name__}
     return dict(plain)
-
-
-def _log_event(event: Event) -> None:
-    """What people are told in the log besides verdicts and failures."""
-    details = event.details
-    if event.what == "alert" and details["alert"] == "peak":
-        limit = details["limit"]
-        of = units.format_sizes(details["rss"], limit) if limit else units.format_size(details["rss"])
-        _say("memory has reached the %s level: %s", details["level"], of)
-    elif event.what == "alert":
-        _say("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
-    elif event.what == "finding":
-        reason = f" ({details['reason']})" if details["reason"] else ""
-        held = "held by " + " → ".join(details["held_by"]) if details["held_by"] else details["note"]
-        _say("%s is still alive after %.0f s%s: %s", details["type"], details["alive_s"], reason, held)
 
 
 def _text(thing: object) -> str:

@@ -271,6 +271,8 @@ def test_every_setting_survives_the_way_through_the_environment() -> None:
         "evidence": "off", "sample_every": "1MiB", "directory": "/somewhere", "name": "a b", "labels": {"a": "1", "b": "2"},
         "cleanup_interval": "off",
         "record_limit": "5MiB",
+        "sinks": "sentry,webhook:https://h/x?a=1,2",
+        "socket": "off",
     }  # fmt: skip
     assert set(given) == {setting.name for setting in config.SETTINGS}
     first = config.load(given, environ={})

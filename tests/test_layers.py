@@ -34,6 +34,7 @@ LAYERS: dict[str, int] = {
     "memwatch.forks": 3,
     "memwatch.whoami": 3,
     "memwatch.journal": 3,
+    "memwatch.audience": 3,
     "memwatch.relief": 3,
     "memwatch.blocks": 3,
     "memwatch.watcher": 3,
@@ -44,8 +45,8 @@ LAYERS: dict[str, int] = {
     "memwatch.__main__": 5,
     "pytest_memwatch": 5,
 }
-# The one call that points up: Report.render() is the contract, and is loaded only when somebody looks at a report.
-ALLOWED = {("memwatch.model", "memwatch.report")}
+# Calls that point up, loaded only when asked for: Report.render() is the contract, and a sink may be given by its name.
+ALLOWED = {("memwatch.model", "memwatch.report"), ("memwatch.audience", "memwatch.sinks")}
 # Each third-party package is imported in exactly one place; click and rich are the language of the command line.
 HOMES = {
     "psutil": "memwatch.vitals.portable",

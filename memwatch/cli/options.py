@@ -24,6 +24,8 @@ _METAVARS = {
     "name": "NAME",
     "cleanup_interval": "DURATION",
     "record_limit": "SIZE",
+    "sinks": "NAMES",
+    "socket": "on|off",
 }
 _HELP = {
     "interval": "Time between samples [10s].",
@@ -37,6 +39,8 @@ _HELP = {
     "name": "What the process is called in reports [from its command].",
     "cleanup_interval": "Time between periodic clean-ups, or off [5m].",
     "record_limit": "Size a record stays within [32MiB].",
+    "sinks": "Where leaks are told besides the log: sentry,prometheus,otel,webhook:URL [none].",
+    "socket": "Whether `memwatch report --now` and `memwatch gc` reach the process [on].",
 }
 
 

@@ -101,6 +101,8 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "labels": ",".join(f"{key}={value}" for key, value in loaded.labels.items()),
         "cleanup_interval": f"{loaded.cleanup_interval_s!r}s" if loaded.cleanup_interval_s else "off",
         "record_limit": f"{loaded.record_limit_bytes}B",
+        "sinks": ",".join(loaded.sinks),
+        "socket": "on" if loaded.socket else "off",
     }
     return {setting.environment: values[setting.name] for setting in config.SETTINGS if setting.name in loaded.origins}
 
