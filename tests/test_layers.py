@@ -57,6 +57,7 @@ HOMES = {
     "psutil": "memwatch.vitals.portable",
     "click": "memwatch.cli",
     "rich": "memwatch.cli",
+    "locust": "memwatch.cli.load_users",
     "memray": "memwatch.gate.peaks",
     "redis": "memwatch.caches.redis_tier",
     "compression": "memwatch.caches.codec",  # of the standard library from 3.14 on
