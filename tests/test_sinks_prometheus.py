@@ -171,6 +171,7 @@ def test_caches_are_in_the_scrape_with_removals_by_cause_and_those_of_one_name_t
     assert value(series, "memwatch_cache_removals_total", cache=name, cause="deleted") == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12 and later
 def test_a_forked_child_exports_nothing_of_its_parents(registry: CollectorRegistry) -> None:
     watcher, clock = watcher_of(ramp(), [prometheus.install(registry)])
     run(watcher, clock, 3)

@@ -353,6 +353,7 @@ def test_an_integration_with_a_malformed_setting_says_so_at_init(init: Callable[
     assert memwatch.current() is None
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12 and later
 def test_in_a_forked_child_a_leak_of_the_parent_is_sent_for_the_child_too(init: Callable[..., Kept]) -> None:
     kept = init()
     sink = SentrySink()
