@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
-from collections.abc import Iterable, Mapping
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +70,66 @@ def _program(name: str) -> str:
     if found is None:
         pytest.skip(f"elsewhere: {name} is not installed (Debian: apt-get install prometheus)")
     return found
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Engine:
+    """A Prometheus that runs."""
+
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+        self._port = port
+        self._process = process
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series that answer; none while it is starting."""
+        url = f"http://127.0.0.1:{self._port}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return list(json.load(answer)["data"]["result"])
+        except OSError:
+            return []
+
+    def wait_for(self, expression: str, *alive: subprocess.Popen[str], timeout_s: float = 120.0) -> list[dict[str, Any]]:
+        """Ask until there is an answer; these processes have to live meanwhile."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            for process in (self._process, *alive):
+                assert process.poll() is None, process.communicate()
+            if found := self.query(expression):
+                return found
+            time.sleep(0.2)
+        known = self.query('{__name__=~"memwatch.*"}')
+        raise AssertionError(f"no answer to {expression}; there is {known}")
+
+
+@contextlib.contextmanager
+def scraping(directory: Path, targets: Mapping[str, int], *, rules: str) -> Iterator[Engine]:
+    """A Prometheus that scrapes loopback ports, by job, every second."""
+    jobs = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in targets.items()]
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [rules],
+        "scrape_configs": jobs,
+    }
+    (directory / "prometheus.yml").write_text(json.dumps(config))
+    port = free_port()
+    command = [
+        prometheus(),
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    with open(directory / "prometheus.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+        try:
+            yield Engine(port, process)
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
