@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
-from sinks_runs import MIB, ramp, run, watcher_of
+from sinks_runs import MIB, Receiver, ramp, run, watcher_of
 
 from memwatch.sinks.figures import METRICS
 from memwatch.sinks.opentelemetry import OpenTelemetrySink
@@ -25,44 +22,17 @@ from memwatch.sinks.opentelemetry import OpenTelemetrySink
 Points = dict[tuple[str, frozenset[tuple[str, Any]]], float]
 
 
-class Collector:
-    """An OTLP receiver on a loopback port."""
-
-    def __init__(self) -> None:
-        self.requests: list[ExportMetricsServiceRequest] = []
-        received = self.requests
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                request = ExportMetricsServiceRequest()
-                request.ParseFromString(body)
-                received.append(request)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *arguments: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1/metrics"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+class Collector(Receiver):
+    """An OTLP receiver."""
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Of the newest request: the metrics of our scope, by name."""
+        request = ExportMetricsServiceRequest()
+        request.ParseFromString(self.bodies[-1][1])
         return {
             metric.name: metric
-            for resource in self.requests[-1].resource_metrics
+            for resource in request.resource_metrics
             for scope in resource.scope_metrics
             if scope.scope.name == "memwatch"
             for metric in scope.metrics
@@ -79,9 +49,8 @@ class Collector:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
+    with Collector() as collector:
+        yield collector
 
 
 def collected(reader: InMemoryMetricReader) -> Points:
@@ -96,7 +65,9 @@ def collected(reader: InMemoryMetricReader) -> Points:
 
 
 def test_a_leak_arrives_at_an_otlp_receiver_with_units_and_fingerprint(collector: Collector) -> None:
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(collector.url), export_interval_millis=3_600_000)
+    reader = PeriodicExportingMetricReader(
+        OTLPMetricExporter(f"http://{collector.place}/v1/metrics"), export_interval_millis=3_600_000
+    )
     provider = MeterProvider([reader], shutdown_on_exit=False)
     watcher, clock = watcher_of(ramp(), [OpenTelemetrySink(provider)])
     assert run(watcher, clock, 150)[-1] == "leaking"

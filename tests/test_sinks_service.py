@@ -1,0 +1,133 @@
+"""One leak in a real prefork service, seen by Sentry, by Prometheus and by an OpenTelemetry collector."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from sentry_sdk.envelope import Envelope
+from sinks_runs import Receiver, free_port, prometheus, scraping
+from test_services import Load, wait_for_port
+
+pytestmark = pytest.mark.slow
+
+APP = """
+import os
+
+import memwatch
+memwatch.start(interval="0.2s", memory_limit="4GiB", name="shop", directory=False, labels={"version": "1.4.2"})
+
+import sentry_sdk
+sentry_sdk.init(dsn=os.environ["DSN"], auto_session_tracking=False)
+
+from opentelemetry import metrics
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+exporter = OTLPMetricExporter(os.environ["OTLP"])
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=500)]))
+
+import prometheus_client
+from prometheus_client.multiprocess import MultiProcessCollector
+
+class Session:
+    def __init__(self, number): self.number, self.bag = number, {"user": str(number), "items": [str(number)] * 20}
+
+_STORE = {}
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/metrics":
+        registry = prometheus_client.CollectorRegistry()
+        MultiProcessCollector(registry)
+        body = prometheus_client.generate_latest(registry)
+        start_response("200 OK", [("Content-Type", prometheus_client.CONTENT_TYPE_LATEST)])
+        return [body]
+    for _ in range(20):
+        _STORE[len(_STORE)] = Session(len(_STORE))
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+"""
+CONFIG = """
+from prometheus_client import multiprocess
+def child_exit(server, worker):
+    multiprocess.mark_process_dead(worker.pid)
+"""
+
+
+def leaks_at_sentry(sentry: Receiver) -> list[dict[str, Any]]:
+    events = [Envelope.deserialize(body).get_event() for _, body in list(sentry.bodies)]
+    return [
+        event
+        for event in events
+        if event is not None and event.get("exception", {}).get("values", [{}])[0].get("type") == "MemoryLeakSuspected"
+    ]
+
+
+def leaks_at_collector(collector: Receiver) -> set[str]:
+    found = set()
+    for _, body in list(collector.bodies):
+        request = ExportMetricsServiceRequest()
+        request.ParseFromString(body)
+        for resource in request.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if metric.name == "memwatch.leak.active":
+                        for point in metric.gauge.data_points:
+                            labels = {item.key: item.value.string_value for item in point.attributes}
+                            found.add(labels["memwatch.fingerprint"])
+    return found
+
+
+def test_a_leak_in_gunicorn_has_one_fingerprint_in_sentry_prometheus_and_opentelemetry(tmp_path: Path) -> None:
+    prometheus_binary = prometheus()  # or skip
+    assert prometheus_binary
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
+    (tmp_path / "metrics").mkdir()
+    port = free_port()
+    with Receiver() as sentry, Receiver() as collector:
+        env = os.environ | {
+            "DSN": f"http://key@{sentry.place}/1",
+            "OTLP": f"http://{collector.place}/v1/metrics",
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
+            "MEMWATCH_SINKS": "sentry,prometheus,otel",
+        }
+        command = [
+            sys.executable, "-m", "gunicorn", "--workers", "2", "--threads", "2", "--bind", f"127.0.0.1:{port}",
+            "--log-level", "error", "shop:application",
+        ]  # fmt: skip
+        service = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for_port(port, service)
+            rules = tmp_path / "none.yml"
+            rules.write_text("{}")
+            with scraping(tmp_path, {"shop": port}, rules=str(rules)) as engine, Load(f"http://127.0.0.1:{port}/"):
+                deadline_s = time.monotonic() + 120
+                while time.monotonic() < deadline_s and len(leaks_at_sentry(sentry)) < 2:
+                    time.sleep(0.2)
+                flagged = engine.wait_for('sum(memwatch_leaks_flagged_total{kind="python-heap"}) == 2', service)
+                leaking = engine.wait_for("memwatch_leak_info == 1", service)
+                while time.monotonic() < deadline_s and not leaks_at_collector(collector):
+                    time.sleep(0.2)
+        finally:
+            service.send_signal(signal.SIGTERM)
+            out, err = service.communicate(timeout=60)
+    events = leaks_at_sentry(sentry)
+    assert len(events) >= 2, err
+    assert len({event["contexts"]["memwatch"]["pid"] for event in events}) == 2  # either worker once
+    at_sentry = {event["fingerprint"][-1] for event in events}
+    at_prometheus = {series["metric"]["fingerprint"] for series in leaking}
+    assert len(at_sentry) == 1
+    assert at_sentry == at_prometheus == leaks_at_collector(collector)
+    assert flagged
+    suspects = " ".join(events[0]["contexts"]["memwatch"]["suspects"])
+    assert "Session" in suspects
+    assert events[0]["tags"]["memwatch.label.version"] == "1.4.2"
+    assert service.returncode == 0, (out, err)
