@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import memwatch
 from memwatch.config import SettingError
 from memwatch.model import Report
 from memwatch.sinks import Awaiting, by_name
+from memwatch.sinks.figures import METRICS
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest_and_all() -> None:
@@ -145,3 +147,10 @@ def test_a_library_that_is_being_imported_is_not_there_yet(monkeypatch: pytest.M
     module.__spec__._initializing = False  # type: ignore[union-attr]
     sink.ticked(None, None)  # type: ignore[arg-type]
     assert made == [1]
+
+
+def test_every_metric_is_in_the_reference_as_it_is() -> None:
+    text = (Path(__file__).parent.parent / "docs/reference/metrics.md").read_text()
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `{metric.name}` | {labels} | `{metric.instrument}` | `{metric.unit}` | {metric.what} |" in text
