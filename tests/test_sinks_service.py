@@ -131,3 +131,37 @@ def test_a_leak_in_gunicorn_has_one_fingerprint_in_sentry_prometheus_and_opentel
     assert "Session" in suspects
     assert events[0]["tags"]["memwatch.label.version"] == "1.4.2"
     assert service.returncode == 0, (out, err)
+
+
+GREENLETS = """
+import gevent.monkey; gevent.monkey.patch_all()
+import os, time
+import memwatch, sentry_sdk
+watcher = memwatch.start(
+    interval="0.1s", memory_limit="100MiB", warning="1MiB", critical="2MiB", name="shop", directory=False, cleanup_interval="off",
+    sinks=["sentry", "webhook:" + os.environ["HOOK"]],
+)
+sentry_sdk.init(dsn=os.environ["DSN"], auto_session_tracking=False)
+deadline = time.monotonic() + 60
+while not watcher.report().events and time.monotonic() < deadline:
+    time.sleep(0.05)
+time.sleep(2)  # what the watcher told is sent meanwhile, or never
+sentry_sdk.capture_message("an error of the program")
+sentry_sdk.flush(timeout=20)
+watcher.stop()
+print(watcher.failures)
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="elsewhere: gevent is tested before Python 3.14")
+def test_under_gevent_what_is_told_arrives_and_what_the_program_reports_is_not_held_up() -> None:
+    with Receiver() as sentry, Receiver() as hook:
+        env = os.environ | {"DSN": f"http://key@{sentry.place}/1", "HOOK": f"http://{hook.place}/hook"}
+        done = subprocess.run([sys.executable, "-c", GREENLETS], env=env, capture_output=True, text=True, timeout=120, check=False)
+    events = [event for _, body in sentry.bodies if (event := Envelope.deserialize(body).get_event()) is not None]
+    types = [event.get("exception", {}).get("values", [{}])[0].get("type") for event in events]
+    assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
+    assert types == ["HighMemory", None], done.stderr
+    assert events[1]["message"] == "an error of the program"
+    assert len(hook.bodies) == 1
+    assert "pending events" not in done.stderr

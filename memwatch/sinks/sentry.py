@@ -15,8 +15,10 @@ from typing import Any
 import sentry_sdk
 from sentry_sdk.integrations import Integration
 from sentry_sdk.integrations.logging import ignore_logger, unignore_logger
+from sentry_sdk.transport import Transport
 
 import memwatch
+from memwatch import osthread
 from memwatch.audience import Occasion
 from memwatch.model import Event, Report, Sample
 from memwatch.report import NoStacks
@@ -102,7 +104,7 @@ class SentrySink:
         for occasion, told in waiting:
             self._send(occasion, told)
         now_s = self._clock()
-        if self._metrics and now_s >= self._metrics_due_s:
+        if self._metrics and now_s >= self._metrics_due_s and not osthread.threads_are_greenlets():
             self._metrics_due_s = now_s + METRICS_EVERY_S
             self._figures.ticked(sample, report)
             self._send_metrics()
@@ -122,12 +124,17 @@ class SentrySink:
     def _send(self, occasion: Occasion, report: Report) -> None:
         if not self._is_news(occasion, report):
             return
-        event = event_of(occasion, report, help_link=self._help_link)
+        event: Any = event_of(occasion, report, help_link=self._help_link)
+        client = _client_of_this_thread()
         with sentry_sdk.new_scope() as scope:
             for filename, content_type, text in _attachments(occasion, report):
                 scope.add_attachment(bytes=text.encode(), filename=filename, content_type=content_type)
-            sentry_sdk.capture_event(event)  # type: ignore[arg-type]
-        if event["level"] == "fatal":
+            if client is not None:
+                scope.set_client(client)
+            scope.capture_event(event)
+        if client is not None:
+            client.close(timeout=FLUSH_S)
+        elif event["level"] == "fatal":
             sentry_sdk.flush(timeout=FLUSH_S)
 
     def _is_news(self, occasion: Occasion, report: Report) -> bool:
@@ -177,6 +184,30 @@ class MemwatchIntegration(Integration):
         """Start to watch."""
         sinks = [*(self._start.get("sinks") or ()), self._sink]
         memwatch.start(**(self._start | {"sinks": sinks}))
+
+
+_CARRIED_OVER = (
+    "dsn", "release", "environment", "dist", "server_name", "before_send", "transport", "http_proxy", "https_proxy",
+    "proxy_headers", "ca_certs", "cert_file", "key_file", "socket_options", "keep_alive", "in_app_include", "in_app_exclude",
+    "project_root", "send_default_pii", "event_scrubber", "max_breadcrumbs", "debug",
+)  # fmt: skip
+
+
+def _client_of_this_thread() -> sentry_sdk.Client | None:
+    """Under gevent and eventlet, a client for one event, which sends from the watcher's thread; else None: the program's will do.
+
+    The program's client starts its sending thread with the first event.  Started from here that would be a greenlet of the
+    watcher's own loop, which nobody runs: our event would wait for ever, and every later one of the program's behind it.
+    """
+    options = sentry_sdk.get_client().options
+    if not osthread.threads_are_greenlets() or isinstance(options.get("transport"), Transport):
+        return None  # a transport that the program made is not ours to close
+    return sentry_sdk.Client(
+        **{name: options[name] for name in _CARRIED_OVER if options.get(name) is not None},
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        auto_session_tracking=False,
+    )
 
 
 def _attachments(occasion: Occasion, report: Report) -> list[tuple[str, str, str]]:
