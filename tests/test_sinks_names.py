@@ -126,6 +126,13 @@ def test_what_happened_while_the_library_was_not_there_is_told_when_it_is(monkey
     assert heard.heard[-3:] == ["ticked", "ticked", "ended"]
 
 
+def test_a_leak_that_nobody_was_told_of_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    watcher, clock = watcher_of(ramp(), [Awaiting("late", "a_library_that_never_comes", Heard)])
+    run(watcher, clock, 110)
+    watcher.stop()
+    assert "late was told nothing of 1 reports: the program never imported a_library_that_never_comes" in caplog.text
+
+
 def test_a_sink_that_cannot_be_made_is_disabled_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> Heard:
         raise RuntimeError("a version that is too old")

@@ -111,6 +111,7 @@ def test_registering_collects_nothing_and_collecting_reads_nothing(registry: Col
     watcher, clock = watcher_of([{"rss": 1.0 * MIB}, RuntimeError("not to be read")], [sink])
     run(watcher, clock, 1)
     assert scraped(registry) == scraped(registry) != {}
+    assert prometheus._OfThisProcess(sink._figures).describe() == []
     assert watcher.failures == {}
 
 
@@ -249,6 +250,8 @@ def test_between_processes_each_tells_its_own_and_counts_survive_the_death_of_a_
     series = parsed(living)
     assert value(series, "memwatch_memory_bytes", kind="heap", pid=leaker) == (50 + 2 * 109) * MIB
     assert value(series, "memwatch_memory_bytes", kind="rss", pid=calm) == (100 + 2 * 2) * MIB
+    # What is as it was in the parent is written for the child, too.
+    assert value(series, "memwatch_memory_bytes", kind="native", pid=calm) == 20 * MIB
     assert value(series, "memwatch_state", state="leaking") == 1.0
     assert value(series, "memwatch_state", state="warming-up") == 1.0
     assert value(series, "memwatch_leaks_flagged_total", kind="python-heap") == 1.0
@@ -270,13 +273,18 @@ def test_between_processes_a_leak_that_is_over_is_zero_and_its_time_left_without
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
         from sinks_runs import ramp, run, watcher_of
+        from memwatch.model import Event
         from memwatch.sinks import prometheus
         import prometheus_client
         from prometheus_client.multiprocess import MultiProcessCollector
         readings = ramp(ticks=120)
         readings += [dict(readings[0], cpu=120.0 + n) for n in range(200)]
-        watcher, clock = watcher_of(readings, [prometheus.install()])
+        sink = prometheus.install()
+        watcher, clock = watcher_of(readings, [sink])
         run(watcher, clock, 320)
+        for freed in (1000.0, 500.0, 0.0):
+            sink.happened(Event(0.0, "relief", {{"rss_freed": freed}}))
+            run(watcher, clock, 1)
         registry = prometheus_client.CollectorRegistry()
         MultiProcessCollector(registry)
         print(prometheus_client.generate_latest(registry).decode())
@@ -285,6 +293,7 @@ def test_between_processes_a_leak_that_is_over_is_zero_and_its_time_left_without
     assert [found for (name, _), found in series.items() if name == "memwatch_leak_info"] == [0.0]
     assert [found for (name, _), found in series.items() if name == "memwatch_time_to_exhaustion_seconds"] == [float("inf")]
     assert value(series, "memwatch_leaks_flagged_total", kind="python-heap") == 1.0
+    assert value(series, "memwatch_cleanup_freed_bytes_total") == 1500.0
 
 
 def test_the_text_of_a_scrape_satisfies_promtool(registry: CollectorRegistry) -> None:

@@ -277,6 +277,21 @@ def test_what_is_told_before_the_program_initialises_sentry_is_sent_then(init: C
     assert len(kept.events) == 4
 
 
+def test_a_sentry_that_was_never_initialised_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    sink = SentrySink()
+    sink.told("leak", report_cases.leak())
+    sink.ended()
+    assert "sentry was told nothing of 1 reports: the program never initialised it" in caplog.text
+
+
+def test_of_a_months_events_the_newest_are_attached(init: Callable[..., Kept]) -> None:
+    kept = init()
+    events = tuple(Event(float(n), "note", {"note": str(n)}) for n in range(5000))
+    SentrySink().told("leak", replace(report_cases.leak(), events=events))
+    attached = json.loads(kept.attachments()["evidence.json"])["events"]
+    assert [event["note"] for event in attached] == [str(n) for n in range(4800, 5000)]
+
+
 def test_a_breadcrumb_of_pressure_and_relief_is_on_what_the_program_reports_next(init: Callable[..., Kept]) -> None:
     kept, hooks = init(), ReliefHooks()
     hooks.add(lambda pressure: 5 * 2**20)

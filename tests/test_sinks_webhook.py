@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import report_cases
 from sinks_runs import ramp, run, watcher_of
 
+from memwatch.model import Event
 from memwatch.sinks import by_name
 from memwatch.sinks.webhook import ATTEMPTS, QUEUE, WebhookSink
 
@@ -92,6 +94,14 @@ def test_a_leak_is_posted_as_json_with_its_headline_and_the_report(endpoint: End
     assert endpoint.headers[0]["Content-Type"] == "application/json"
     assert endpoint.paths == ["/hooks/s3cret"]
     assert sink._thread is None  # there is a thread only while there is something to send
+
+
+def test_of_a_months_events_the_newest_are_posted(endpoint: Endpoint) -> None:
+    sink = WebhookSink(endpoint.url)
+    events = tuple(Event(float(n), "note", {"note": str(n)}) for n in range(5000))
+    sink.told("leak", replace(report_cases.leak(), events=events))
+    sent(sink)
+    assert [event["note"] for event in endpoint.got[0]["report"]["events"]] == [str(n) for n in range(4800, 5000)]
 
 
 def test_only_the_occasions_that_were_asked_for_are_posted(endpoint: Endpoint) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from memwatch.audience import say
 from memwatch.config import SettingError
 from memwatch.model import Event, Report, Sample
 
@@ -138,9 +139,15 @@ class Awaiting:
             sink.ticked(sample, report)
 
     def ended(self) -> None:
-        """Tell it on."""
+        """Tell it on; or that nobody was told."""
         if (sink := self._begun()) is not None:
             sink.ended()
+        elif self._waiting:
+            say("%s was told nothing of %d reports: the program never imported %s", *self._unheard())
+
+    def _unheard(self) -> tuple[str, int, str]:
+        waiting, self._waiting = self._waiting, []
+        return self.__qualname__, len(waiting), self._library
 
     def _begun(self) -> Any:
         if self._sink is not None:

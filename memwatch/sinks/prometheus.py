@@ -43,7 +43,7 @@ def install(registry: CollectorRegistry | None = None) -> PrometheusSink:
     Raises:
         ValueError: under `PROMETHEUS_MULTIPROC_DIR`, the registry has metrics with our names from somebody else.
 
-    Cost: of a sample some 50 µs; of a scrape some 100 µs.
+    Cost: of a sample some 15 µs, between processes up to 100 µs; of a scrape some 300 µs, most of it for the text.
     """
     sink = sink_of(registry)
     watcher = memwatch.current()
@@ -138,12 +138,13 @@ class _BetweenProcesses:
             if child is None:
                 continue
             written[key] = (metric, value)
+            before = self._written.get(key)
+            if before is not None and before[1] == value:
+                continue  # a file is not written for what stays as it is
             if not metric.is_counter:
                 child.set(value)
-                continue
-            _, before = self._written.get(key, (metric, 0.0))
-            if value > before:
-                child.inc(value - before)
+            else:
+                child.inc(max(0.0, value - (before[1] if before is not None else 0.0)))
         for key, (metric, value) in self._written.items():
             if key in written:
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from sentry_sdk.transport import Transport
 
 import memwatch
 from memwatch import osthread
-from memwatch.audience import Occasion
+from memwatch.audience import Occasion, say
 from memwatch.model import Event, Report, Sample
 from memwatch.report import NoStacks
 from memwatch.report.happenings import happened as in_words
@@ -30,6 +31,8 @@ LOGGER = "memwatch"
 ALARM_AGAIN_S = 3600.0
 """High memory, fast growth and near exhaustion are events again after this; a level that is crossed back and forth is one."""
 FLUSH_S = 2.0
+EVENTS_SENT = 200
+"""Of a month's, the newest."""
 METRICS_EVERY_S = 60.0
 REMEMBERED = 64
 """Leaks and alarms that are remembered as told."""
@@ -110,7 +113,10 @@ class SentrySink:
             self._send_metrics()
 
     def ended(self) -> None:
-        """Give the log back to Sentry."""
+        """Give the log back to Sentry; say it if Sentry was told nothing."""
+        if self._waiting:
+            say("sentry was told nothing of %d reports: the program never initialised it", len(self._waiting))
+            self._waiting = []
         if self._active:
             self._active = False
             unignore_logger(LOGGER)
@@ -212,6 +218,7 @@ def _client_of_this_thread() -> sentry_sdk.Client | None:
 
 def _attachments(occasion: Occasion, report: Report) -> list[tuple[str, str, str]]:
     """File name, type and text: everything that is known, and the stacks for a flame graph."""
+    report = replace(report, events=report.events[-EVENTS_SENT:])
     found = [("evidence.json", "application/json", report.render("json"))]
     if occasion in ("leak", "doubled", "growth"):
         try:

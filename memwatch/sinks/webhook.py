@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -34,6 +35,8 @@ END_WAIT_S = 2.0
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that another attempt may change; any other refusal is final."""
 ANSWER_READ = 65536
+EVENTS_SENT = 200
+"""Of a month's, the newest."""
 
 
 class WebhookSink:
@@ -232,7 +235,7 @@ def _content(occasion: Occasion, report: Report) -> dict[str, Any]:
             "occasion": occasion,
             "text": headline(report),
             "fingerprint": report.fingerprint,
-            "report": report.to_dict(),
+            "report": replace(report, events=report.events[-EVENTS_SENT:]).to_dict(),
         }
     )
     return found
