@@ -132,7 +132,8 @@ def start(
         on_pressure: called with a `Pressure` when a level is entered.
         cleanup_interval: time between periodic clean-ups, or False [5m].
         record_limit: size the record stays within [32MiB].
-        socket: whether `memwatch report --now` and `memwatch gc` reach this process, by the same user only [on].
+        socket: `"on"`: `memwatch report --now` of the same user reaches this process; `"control"`: `memwatch gc`, too; `"off"`
+            [on].
 
     Raises:
         SettingError: a setting is unknown or malformed.

@@ -20,11 +20,14 @@ from memwatch import units
 
 ENVIRONMENT_PREFIX = "MEMWATCH_"
 DISABLE = "MEMWATCH_DISABLE"
-# Names under the prefix that are not settings of the watcher: the kill switch, and what `memwatch run` hands to its children.
-RESERVED = {DISABLE}
+# Names under the prefix that are not settings of the watcher: the kill switch, the token of the endpoints, and what
+# `memwatch run` hands to its children.
+RESERVED = {DISABLE, "MEMWATCH_TOKEN"}
 RESERVED_PREFIXES = ("MEMWATCH_RUN_", "MEMWATCH_PYTEST_")
 
 EvidenceMode = Literal["auto", "off", "sampling", "tracemalloc"]
+SocketMode = Literal["on", "off", "control"]
+SOCKET_MODES: tuple[SocketMode, ...] = ("on", "off", "control")
 EVIDENCE_MODES: tuple[EvidenceMode, ...] = ("auto", "off", "sampling", "tracemalloc")
 
 
@@ -59,8 +62,8 @@ class Config:
     record_limit_bytes: int = 32 * 1024**2
     sinks: tuple[str, ...] = ()
     """Names of sinks (`memwatch.sinks`)."""
-    socket: bool = True
-    """Whether `memwatch report --now` and `memwatch gc` reach the process."""
+    socket: SocketMode = "on"
+    """Whether `memwatch report --now` reaches the process; `control`: `memwatch gc` as well."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting name to where its value came from, for those that are not defaults."""
 
@@ -253,12 +256,10 @@ def _sinks(value: Any) -> dict[str, Any]:
 
 
 def _socket(value: Any) -> dict[str, Any]:
-    if isinstance(value, bool):
-        return {"socket": value}
-    said = value.strip().lower() if isinstance(value, str) else None
-    if said not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
+    said = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    if said not in SOCKET_MODES:
         raise _Refused("")
-    return {"socket": said in ("on", "true", "1", "yes")}
+    return {"socket": said}
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -277,7 +278,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("record_limit", "MEMWATCH_RECORD_LIMIT", f"{units.SIZES_ACCEPTED}, at least 1MiB", _record_limit),
     Setting("sinks", "MEMWATCH_SINKS", "names such as sentry,prometheus (or a list)", _sinks),
-    Setting("socket", "MEMWATCH_SOCKET", "'on' or 'off'", _socket),
+    Setting("socket", "MEMWATCH_SOCKET", "one of " + ", ".join(SOCKET_MODES), _socket),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_ENVIRONMENT = {setting.environment: setting for setting in SETTINGS}
@@ -434,6 +435,6 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "cleanup_interval": units.format_duration(config.cleanup_interval_s) if config.cleanup_interval_s else "off",
         "record_limit": units.format_size(config.record_limit_bytes),
         "sinks": ", ".join(name.partition(":")[0] for name in config.sinks) or "none",  # an address may hold a secret
-        "socket": "on" if config.socket else "off",
+        "socket": config.socket,
     }
     return [(setting.name, values[setting.name], config.origins.get(setting.name, "default")) for setting in SETTINGS]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from memwatch.caches import registry, relieving
 from memwatch.model import Event
-from memwatch.pressure import LEVELS, LevelChange, Pressure, PressureGauge, ReliefHooks
+from memwatch.pressure import LEVELS, Level, LevelChange, Pressure, PressureGauge, ReliefHooks
 from memwatch.units import format_size
 from memwatch.vitals import collect_garbage, trim
 
@@ -72,6 +72,11 @@ class Relief:
         self._on_error = on_error
         self._gauge = PressureGauge()
         self._last_s = 0.0
+
+    @property
+    def level(self) -> Level:
+        """How near the limit memory was at the last sample."""
+        return self._gauge.level
 
     def end(self) -> None:
         """Nobody watches any more: caches get their bounds back, and paused jobs go on."""

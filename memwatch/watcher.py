@@ -27,8 +27,9 @@ from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment, Sampling
 from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
+from memwatch.live import LOOK_EVERY_S, LiveSocket
 from memwatch.model import CHANNEL_BY_NAME, Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
-from memwatch.pressure import Pressure, ReliefHooks
+from memwatch.pressure import Level, Pressure, ReliefHooks
 from memwatch.record import RecordError, read_report
 from memwatch.relief import Relief, Situation, collect_is_cheap
 from memwatch.tally import Tally
@@ -109,6 +110,7 @@ class Watcher:
     _told_growth: float
     _exhaustion_told: bool
     _fast_told: bool
+    _looked_for: bool
     _process: Process | None
     _relief: Relief
     _journal: Journal
@@ -133,7 +135,7 @@ class Watcher:
         on_pressure: Callable[[Pressure], Any] | None = None,
         cleanup_interval: str | bool | None = None,
         record_limit: str | None = None,
-    socket: bool | str | None = None,
+        socket: bool | str | None = None,
         hooks: ReliefHooks | None = None,
         expectations: Expectations | None = None,
         clock: Clock | None = None,
@@ -169,7 +171,12 @@ class Watcher:
         self._vitals = (
             None
             if source is not None
-            else Vitals(own_fds=self._own_descriptors, own_threads=self._own_threads, own_children=self._own_children)
+            else Vitals(
+                own_fds=self._own_descriptors,
+                own_sockets=self._own_sockets,
+                own_threads=self._own_threads,
+                own_children=self._own_children,
+            )
         )
         # Readings that somebody scripted are not this process's: evidence about it would not explain them.
         mode = "off" if source is not None and evidence is None else self.config.evidence
@@ -180,6 +187,7 @@ class Watcher:
             give_back=self._give_back,
             say=lambda message: say("%s", message),
         )
+        self._live = None if self.config.socket == "off" else LiveSocket(self, control=self.config.socket == "control")
         self._generation = 0
         self._thread_running = False
         self._forked = False
@@ -280,6 +288,41 @@ class Watcher:
                 )
         return report
 
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the last sample."""
+        return self._verdict
+
+    @property
+    def pressure_level(self) -> Level:
+        """How near the limit memory was at the last sample: `normal`, `warning` or `critical`."""
+        return self._relief.level
+
+    @property
+    def live_socket(self) -> LiveSocket | None:
+        """Where `memwatch report --now` reaches this process; None if that is switched off."""
+        return self._live
+
+    def look_now(self) -> str | None:
+        """Take evidence at the next tick whatever the verdict: what grows where something does, else what is alive.
+
+        It goes into the record with that tick or one of those after it, when the forked child has told what it found.
+
+        Returns:
+            Why it cannot be done; None if it will be.
+        """
+        with self._state_lock:
+            latest = self._tally.latest()
+            why_not = self._inquiry.demand(latest.get("rss"), self._limit)
+        if why_not is None:
+            self._looked_for = True
+        return why_not
+
+    @property
+    def looking_now(self) -> bool:
+        """Whether what `look_now` asked for is not in the record yet."""
+        return self._inquiry.demanded or self._looked_for
+
     def add_callbacks(
         self,
         *,
@@ -357,6 +400,8 @@ class Watcher:
         with self._record_lock:
             evidence = None if conclusion is None else conclusion.evidence
             journal.write(sample, report, events, now_s=self.clock.monotonic(), evidence=evidence, census=census)
+            if not self._inquiry.demanded:
+                self._looked_for = False
         self._audience.ticked(sample, report)
         self._audience.happened(events)
         for event in events:
@@ -535,19 +580,28 @@ class Watcher:
         while True:
             # Rung for an end or a fork; a bell that rang for an earlier thread wakes us early, so look at the time again.
             while (wait_s := self._due_s - self.clock.monotonic()) > 0 and generation == self._generation:
-                if not self._inquiry.looking:
-                    self._alarm.wait(wait_s)
-                    continue
-                self._alarm.wait(min(wait_s, LOOK_AGAIN_S))
-                if generation == self._generation and self._inquiry.poll():
+                self._alarm.wait(min(wait_s, self._look_again_s()))
+                if generation != self._generation:
+                    break
+                if self._live is not None:
+                    self._live.poll()
+                if (self._looked_for and not self._inquiry.looking) or (self._inquiry.looking and self._inquiry.poll()):
                     self.tick()  # out of turn: what was found is told now, not at the end of the interval
             if generation != self._generation:
                 return
             self.tick()
+            if self._live is not None and self._live.path is None and self._live.declined is None:
+                self._live.open()  # not before: what lives shorter is of no interest to anybody
             self._due_s += interval_s
             late_s = self.clock.monotonic() - self._due_s
             if late_s > 0:  # behind (a busy machine, a slow hook, a stopped process): skip the missed ticks, keep the beat
                 self._due_s += interval_s * (late_s // interval_s + 1)
+
+    def _look_again_s(self) -> float:
+        """The thread wakes this often between two samples."""
+        if self._inquiry.looking:
+            return LOOK_AGAIN_S
+        return osthread.TIMEOUT_MAX_S if self._live is None else LOOK_EVERY_S
 
     def _end(self, how: str) -> None:
         try:
@@ -574,6 +628,8 @@ class Watcher:
                 self._journal.close(self.clock.time(), how, worthless=worthless)
             finally:
                 self._record_lock.release()
+        if self._live is not None:
+            self._live.close()
         self._audience.ended()
         with self._state_lock:
             self._inquiry.end()
@@ -616,6 +672,8 @@ class Watcher:
         """Watch the child: a new trend and a new record; the parent's is left alone."""
         self._journal.abandon()
         self._inquiry.after_fork()
+        if self._live is not None:
+            self._live.after_fork()
         self._forked = True
         self._reset()
         self._due_s = self.clock.monotonic() + FORKED_CHILD_DELAY_S
@@ -652,6 +710,7 @@ class Watcher:
         self._told_growth = 0.0
         self._exhaustion_told = False
         self._fast_told = False
+        self._looked_for = False
         self._process = None
         self._evidence = ()
         self._kind_found = None
@@ -712,7 +771,10 @@ class Watcher:
             return None  # only the figure of a relief step is lost
 
     def _own_descriptors(self) -> int:
-        return self._journal.descriptors + self._inquiry.own_descriptors
+        return self._journal.descriptors + self._inquiry.own_descriptors + self._own_sockets()
+
+    def _own_sockets(self) -> int:
+        return 0 if self._live is None else self._live.descriptors
 
     def _own_children(self) -> int:
         return self._inquiry.own_children

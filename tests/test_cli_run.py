@@ -272,7 +272,7 @@ def test_every_setting_survives_the_way_through_the_environment() -> None:
         "cleanup_interval": "off",
         "record_limit": "5MiB",
         "sinks": "sentry,webhook:https://h/x?a=1,2",
-        "socket": "off",
+        "socket": "control",
     }  # fmt: skip
     assert set(given) == {setting.name for setting in config.SETTINGS}
     first = config.load(given, environ={})

@@ -21,7 +21,7 @@ MEMWATCH_SETTINGS = {
     "cleanup_interval": ("1m", "cleanup_interval_s", 60.0),
     "record_limit": ("8MiB", "record_limit_bytes", 8 * 2**20),
     "sinks": ("sentry,otel", "sinks", ("sentry", "otel")),
-    "socket": ("off", "socket", False),
+    "socket": ("control", "socket", "control"),
 }
 
 

@@ -35,19 +35,23 @@ LAYERS: dict[str, int] = {
     "memwatch.whoami": 3,
     "memwatch.journal": 3,
     "memwatch.audience": 3,
+    "memwatch.live": 3,
     "memwatch.relief": 3,
     "memwatch.blocks": 3,
     "memwatch.watcher": 3,
     "memwatch": 4,
     "memwatch.testing": 4,
+    "memwatch.endpoints": 4,
     "memwatch.boot": 4,
     "memwatch.sinks": 4,
     "memwatch.cli": 5,
+    "memwatch.integrations": 5,
     "memwatch.__main__": 5,
     "pytest_memwatch": 5,
 }
-# Calls that point up, loaded only when asked for: Report.render() is the contract, and a sink may be given by its name.
-ALLOWED = {("memwatch.model", "memwatch.report"), ("memwatch.audience", "memwatch.sinks")}
+# Calls that point up, loaded only when asked for: Report.render() is the contract, a sink may be given by its name, and
+# the live socket answers what is asked over HTTP.
+ALLOWED = {("memwatch.model", "memwatch.report"), ("memwatch.audience", "memwatch.sinks"), ("memwatch.live", "memwatch.endpoints")}
 # Each third-party package is imported in exactly one place; click and rich are the language of the command line.
 HOMES = {
     "psutil": "memwatch.vitals.portable",

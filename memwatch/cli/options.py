@@ -25,7 +25,7 @@ _METAVARS = {
     "cleanup_interval": "DURATION",
     "record_limit": "SIZE",
     "sinks": "NAMES",
-    "socket": "on|off",
+    "socket": "MODE",
 }
 _HELP = {
     "interval": "Time between samples [10s].",
@@ -40,7 +40,7 @@ _HELP = {
     "cleanup_interval": "Time between periodic clean-ups, or off [5m].",
     "record_limit": "Size a record stays within [32MiB].",
     "sinks": "Where leaks are told besides the log: sentry,prometheus,otel,webhook:URL [none].",
-    "socket": "Whether `memwatch report --now` and `memwatch gc` reach the process [on].",
+    "socket": "on: `memwatch report --now` reaches the process; control: `memwatch gc`, too; off [on].",
 }
 
 

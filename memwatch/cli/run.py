@@ -102,7 +102,7 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "cleanup_interval": f"{loaded.cleanup_interval_s!r}s" if loaded.cleanup_interval_s else "off",
         "record_limit": f"{loaded.record_limit_bytes}B",
         "sinks": ",".join(loaded.sinks),
-        "socket": "on" if loaded.socket else "off",
+        "socket": loaded.socket,
     }
     return {setting.environment: values[setting.name] for setting in config.SETTINGS if setting.name in loaded.origins}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from memwatch.evidence import census, fallback, names, resources, sites
 from memwatch.evidence.child import Child, refusal
@@ -100,6 +100,10 @@ class Inquiry:
         self._suspicion: Suspicion | None = None
         self._next_census_s = -math.inf
         self._levels_due_s = math.inf
+        self._demanded = False
+        self._around: Child | None = None
+        """Counts what is alive because somebody wants to know, while there is no suspicion."""
+        self._levels_found: tuple[Evidence, ...] | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------------------
 
@@ -119,6 +123,10 @@ class Inquiry:
     def end(self) -> None:
         """Stop everything and free what was kept."""
         self._close()
+        self._demanded = False
+        if self._around is not None:
+            self._around.kill()
+            self._around = None
         self.levels.forget()
         if self.sampling is not None:
             self.sampling.stop()
@@ -131,11 +139,32 @@ class Inquiry:
             suspicion.close()
         self.levels.forget()
         self._next_census_s = -math.inf
+        self._demanded = False
+        self._around = None
 
     @property
     def looking(self) -> bool:
         """Whether a child is at work, so that `poll` is to be called soon."""
-        return self._suspicion is not None and self._suspicion.child is not None
+        return self._around is not None or (self._suspicion is not None and self._suspicion.child is not None)
+
+    @property
+    def demanded(self) -> bool:
+        """Whether what `demand` asked for is not there yet."""
+        return self._demanded
+
+    def demand(self, rss_bytes: float | None, limit_bytes: float | None) -> str | None:
+        """Look at the next tick, whatever the verdict: what grows where there is a suspicion, else what is alive.
+
+        Returns:
+            Why it cannot be done; None if it will be.
+        """
+        if self.mode == "off":
+            return "evidence is off (MEMWATCH_EVIDENCE)"
+        why_not = refusal(rss_bytes, limit_bytes)
+        if why_not is None or self._suspicion is not None:
+            self._demanded = True
+            return None
+        return why_not
 
     @property
     def pending(self) -> bool:
@@ -171,14 +200,42 @@ class Inquiry:
             self.levels.tick(self.sampling, moment.now_s, moment.readings)
         if moment.verdict.state not in ("growing", "leaking"):
             self._close()
+            self._look_around()
             return None
+        if self._around is not None:  # the suspicion that has begun answers it
+            self._around.kill()
+            self._around = None
         if self._suspicion is None:
             self._suspicion = Suspicion(self, moment)
-        return self._suspicion.observe(moment)
+        conclusion = self._suspicion.observe(moment, demanded=self._demanded)
+        if conclusion is not None:
+            self._demanded = False
+        return conclusion
 
     def poll(self) -> bool:
         """Read what a child has told by now; True when it has ended, and the next tick can conclude."""
+        if self._around is not None:
+            return self._around.poll()
         return self._suspicion is not None and self._suspicion.poll()
+
+    def _look_around(self) -> None:
+        """Without a suspicion: what is alive, if somebody asked."""
+        if self._demanded and self._around is None:
+            try:
+                self._around = Child(census.Task(list, None, False), niceness=0, clock=self.clock)
+            except (OSError, RuntimeError) as error:
+                self._found_alive([], f"the heap was not looked at: no child could be forked ({error})")
+        elif self._around is not None and self._around.poll():
+            child, self._around = self._around, None
+            self._found_alive(child.lines, child.died)
+
+    def _found_alive(self, lines: Sequence[Mapping[str, Any]], note: str | None) -> None:
+        counts = counts_of(lines)
+        found = [levels_of(counts)] if counts else [Evidence("types", (), None, note or "nothing was counted")]
+        if self.sampling is not None:
+            found.append(sites.levels_recorded(self.sampling))
+        self._levels_found = tuple(found)
+        self._demanded = False
 
     def give_up(self) -> None:
         """There is no time for the evidence that is being taken: what was found without it stands."""
@@ -186,7 +243,10 @@ class Inquiry:
             self._suspicion.give_up()
 
     def levels_due(self, now_s: float) -> tuple[Evidence, ...] | None:
-        """Levels by site for the record, when it is time for them."""
+        """Levels for the record, when it is time for them or somebody asked."""
+        if self._levels_found is not None:
+            found, self._levels_found = self._levels_found, None
+            return found
         if self.sampling is None or now_s < self._levels_due_s:
             return None
         self._levels_due_s = now_s + LEVELS_EVERY_S
@@ -255,8 +315,12 @@ class Suspicion:
         """Whether the verdict is a leak, and there is no conclusion on it yet."""
         return self._asked and not self._concluded
 
-    def observe(self, moment: Moment) -> Conclusion | None:
-        """Take note of a tick of the suspicion; returns a conclusion when there is one."""
+    def observe(self, moment: Moment, *, demanded: bool = False) -> Conclusion | None:
+        """Take note of a tick of the suspicion; returns a conclusion when there is one.
+
+        Args:
+            demanded: somebody wants to know now, whether it is a leak or not.
+        """
         if self._inquiry.sampling is None:
             self._native_stacks.tick(moment.readings.get("native"))
         self._ticks += 1
@@ -271,16 +335,16 @@ class Suspicion:
                 return self._conclude(moment, question, child)
             self._counts = counts_of(child.lines)
             self._tasks = resources.told(child.lines)
-        if moment.verdict.state != "leaking":
+        if moment.verdict.state != "leaking" and not demanded:
             return None
-        if self._concluded and not moment.verdict.grown >= 2 * self._told_growth > 0:
+        if self._concluded and not demanded and not moment.verdict.grown >= 2 * self._told_growth > 0:
             return None
         self._asked, self._concluded = True, False
         if self.child is not None:
             return None
         if self._inquiry.sampling is None and self._tracing is None and self._inquiry.mode in ("auto", "tracemalloc"):
             self._trace(moment)
-        if self._is_too_early(moment):
+        if not demanded and self._is_too_early(moment):
             self._waited += 1
             return None
         return self._ask(moment)

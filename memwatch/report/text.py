@@ -64,6 +64,7 @@ def render_text(report: Report, *, width: int = WIDTH) -> str:
         list(_verdict(report, width)),
         list(_channels(report, width)),
         *(list(_evidence(item, width)) for item in report.evidence),
+        list(_alive(report, width)),
         list(_caches(report, width)),
         list(_happened(report, width)),
         list(_facts(report, width)),
@@ -126,6 +127,24 @@ def _taken(report: Report, summary: ChannelSummary) -> str:
     age_s = newest - summary.taken
     late_s = max(1.5 * (report.process.interval_s or 1.0), NEWS_AFTER_S)
     return f"read {format_duration(age_s)} before" if age_s > late_s else ""
+
+
+def _alive(report: Report, width: int) -> Iterator[str]:
+    """What was alive when somebody asked (`memwatch report --now`), where nothing grows that evidence would be about."""
+    census = next((item for item in reversed(report.censuses) if any(part.collector == "types" for part in item.evidence)), None)
+    if census is None or report.evidence:
+        return
+    for part in census.evidence:
+        name = {"types": "alive, by type", "sites": "alive, by the line that allocated it"}.get(part.collector, part.collector)
+        kept, left_out = part.suspects[:SUSPECTS_SHOWN], part.suspects[SUSPECTS_SHOWN:]
+        note = f"; {shown(part.note)}" if part.note else ""
+        yield from wrapped(f"{name} ({moment(census.time_s)} UTC){note}:", width, first=INDENT, rest=INDENT * 2)
+        firsts, indent = numbers(kept)
+        for first, suspect in zip(firsts, kept, strict=True):
+            amount_alive = first.replace("+", " ", 1)  # a level, not a growth
+            yield from wrapped(counted(part.collector, suspect), width, first=amount_alive, rest=indent + INDENT)
+        if left_out:
+            yield from wrapped(others(left_out), width, first=indent)
 
 
 def _evidence(evidence: Evidence, width: int) -> Iterator[str]:

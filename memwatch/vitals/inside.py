@@ -48,7 +48,7 @@ class Vitals:
         cgroup_root: where the control groups are mounted; None is /sys/fs/cgroup.
         clock: monotonic seconds; decides when a dear reading is due.
         cost_clock: measures what a reading costs; None is the thread's CPU time.
-        own_fds, own_threads, own_children: how many of each memwatch itself has besides what this object holds;
+        own_fds, own_sockets, own_threads, own_children: how many of each memwatch itself has besides what this object holds;
             they are subtracted.
         extra: name to callable, read like the built-in sources.  Each returns the channels it read now.
 
@@ -63,6 +63,7 @@ class Vitals:
         clock: Callable[[], float] = time.monotonic,
         cost_clock: Callable[[], float] | None = None,
         own_fds: Callable[[], int] = _no_own,
+        own_sockets: Callable[[], int] = _no_own,
         own_threads: Callable[[], int] = _no_own,
         own_children: Callable[[], int] = _no_own,
         extra: Mapping[str, Read] | None = None,
@@ -70,7 +71,8 @@ class Vitals:
         self._proc_root = proc_root
         self._cgroup_root = cgroup_root
         self._own = f"{proc_root}/self"
-        self._own_fds, self._own_threads, self._own_children = own_fds, own_threads, own_children
+        self._own_fds, self._own_sockets = own_fds, own_sockets
+        self._own_threads, self._own_children = own_threads, own_children
         self._pid = os.getpid()
         self._statm = process.OpenFile(f"{self._own}/statm", 256)
         self._stat = process.OpenFile(f"{self._own}/stat")
@@ -241,7 +243,8 @@ class Vitals:
         return {} if count is None else {"fds": max(0, count - self.held_descriptors - self._own_fds())}
 
     def _read_sockets(self) -> dict[str, float]:
-        return _present(sockets=process.count_sockets(self._own))
+        count = process.count_sockets(self._own)
+        return {} if count is None else {"sockets": max(0, count - self._own_sockets())}
 
     def _read_children(self) -> dict[str, float]:
         if not process.has_children():
