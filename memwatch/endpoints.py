@@ -257,7 +257,7 @@ class Endpoints:
         try:
             from memwatch.sinks.prometheus import CONTENT_TYPE, exposition
         except ImportError:
-            raise Refused(501, "metrics need prometheus_client: pip install 'memwatch[prometheus]'") from None
+            raise Refused(404, "metrics need prometheus_client: pip install 'memwatch[prometheus]'") from None
         return Response(200, exposition(self._watching()), CONTENT_TYPE)
 
     def _openapi(self, _: Mapping[str, str]) -> Any:
@@ -303,7 +303,7 @@ PATHS: Mapping[str, Mapping[str, Endpoint]] = {
         ),
     },
     "/gc": {"POST": Endpoint(Endpoints._collect, "Collect garbage and give free memory back: a pause.")},
-    "/metrics": {"GET": Endpoint(Endpoints._metrics, "For Prometheus.", statuses={501: "prometheus_client is not installed"})},
+    "/metrics": {"GET": Endpoint(Endpoints._metrics, "For Prometheus.", statuses={404: "prometheus_client is not installed"})},
     "/openapi.json": {"GET": Endpoint(Endpoints._openapi, "This description.")},
 }
 
@@ -364,7 +364,7 @@ def openapi() -> dict[str, Any]:
                         "in": "query",
                         "description": what,
                         "required": False,
-                        "schema": {"type": "string", "minLength": 1},
+                        "schema": {"enum": [*REPORT_TYPES]} if name == "format" else {"type": "string", "minLength": 1},
                     }
                     for name, what in endpoint.parameters.items()
                 ],

@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "memwatch": 4,
     "memwatch.testing": 4,
     "memwatch.endpoints": 4,
+    "memwatch.recycling": 4,
     "memwatch.boot": 4,
     "memwatch.sinks": 4,
     "memwatch.cli": 5,

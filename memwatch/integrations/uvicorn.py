@@ -1,0 +1,92 @@
+"""uvicorn: let a worker that leaks end without losing a request, so that uvicorn's supervisor starts a fresh one.
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        memwatch.start()
+        memwatch.integrations.uvicorn.recycle()
+        yield
+
+Only under `uvicorn --workers N`: a server without a supervisor would simply end.  A worker first stops accepting (the listening
+socket is shared: the others take what comes), serves what it has accepted, and then exits.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import memwatch
+from memwatch.audience import say
+from memwatch.recycling import JITTER, recycler
+
+OTHERS = {
+    "hypercorn": "with hypercorn the whole server ends when one worker does; it has max_requests of its own",
+    "granian": "granian breaks requests of a worker that ends by itself; it has --workers-max-rss and --rss-samples of its own",
+}
+"""Servers under which nothing of ours ends a worker, and why."""
+SETTLE_S = 1.0
+"""Between the last accept and the exit: a connection that was accepted may not have sent its request yet."""
+
+
+def recycle(*, on: bool | Iterable[str] = True, jitter: str = JITTER) -> None:
+    """Recycle this worker when it leaks; call it after `memwatch.start()`.
+
+    Args:
+        on: True for a confirmed leak, or memory that runs out within the hour; or some of `memwatch.recycling.REASONS`.
+        jitter: it goes after a random time up to this long.
+
+    Raises:
+        memwatch.config.SettingError: a reason is none, or the jitter is malformed.
+    """
+    sink = recycler(leave, on, jitter)
+    watcher = memwatch.current()
+    why_not = refusal() if watcher is not None else "nothing is watched: call memwatch.start() first"
+    if why_not is not None:
+        say("workers that leak are not recycled: %s", why_not)
+    elif watcher is not None and sink is not None:
+        watcher.add_callbacks(sinks=[sink])
+
+
+def refusal() -> str | None:
+    """Why this process cannot be recycled; None if it can."""
+    for name, why_not in OTHERS.items():
+        if name in sys.modules:
+            return why_not
+    if multiprocessing.parent_process() is None:
+        return "this uvicorn has no supervisor that would start another worker; run it with --workers 2 or more"
+    return None
+
+
+def leave(*, supervised: bool = False) -> str | None:
+    """Ask the server of this process to end when its requests are done; returns why it cannot.
+
+    Args:
+        supervised: another supervisor than uvicorn's starts the next one.
+    """
+    why_not = None if supervised else refusal()
+    if why_not is not None:
+        return why_not
+    servers = _servers()
+    if not servers:
+        return "no uvicorn server runs in this process"
+    threading.Thread(target=_leave, args=(servers,), name="memwatch-leave", daemon=True).start()
+    return None
+
+
+def _leave(servers: list[Any]) -> None:
+    for server in servers:
+        for listening in getattr(server, "servers", ()):
+            listening.get_loop().call_soon_threadsafe(listening.close)  # stops accepting; connections stay
+    time.sleep(SETTLE_S)
+    for server in servers:
+        server.should_exit = True
+
+
+def _servers() -> list[Any]:
+    """The servers of this process: nothing hands them out.  Some 20 ms per million objects, once in the life of a worker."""
+    return [item for item in gc.get_objects() if type(item).__module__ == "uvicorn.server" and type(item).__name__ == "Server"]

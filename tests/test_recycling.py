@@ -1,0 +1,248 @@
+"""Workers that leak end without losing a request, on real servers; and when they are asked to."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memwatch.config import SettingError
+from memwatch.integrations import gunicorn, uvicorn
+from memwatch.model import Process, Report, Sample, Statistics, Verdict
+from memwatch.recycling import Recycler
+from memwatch.testing import FakeClock
+
+REQUESTS = 2000
+CLIENTS = 6
+
+
+def report() -> Report:
+    process = Process(pid=1, name="api", command=("api",), python="3.11.7")
+    return Report(process, Verdict("rss", "leaking", reason="it leaks"), Statistics(0, 0.0, {}))
+
+
+def tick(recycler: Recycler) -> None:
+    recycler.ticked(Sample(0.0, 0.0, {}), report())
+
+
+# -- when ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_goes_after_its_part_of_the_jitter_and_once() -> None:
+    clock, left = FakeClock(), []
+    recycler = Recycler(lambda: left.append(clock.monotonic()), jitter="1m", clock=clock.monotonic, random_share=lambda: 0.5)
+    tick(recycler)
+    recycler.told("leak", report())
+    recycler.told("exhaustion", report())
+    for _ in range(20):
+        clock.advance(10)
+        tick(recycler)
+    assert len(left) == 1
+    assert left[0] - FakeClock().monotonic() == 30
+
+
+def test_a_leak_that_turns_out_to_be_over_recycles_nobody() -> None:
+    clock, left = FakeClock(), []
+    recycler = Recycler(lambda: left.append(1), clock=clock.monotonic, random_share=lambda: 1.0)
+    recycler.told("leak", report())
+    recycler.told("over", report())
+    clock.advance(100)
+    tick(recycler)
+    assert left == []
+
+
+@pytest.mark.parametrize(("reasons", "goes"), [(("exhaustion",), False), (("leak",), True), ("leak", True)])
+def test_only_the_reasons_that_were_asked_for_count(reasons: Any, goes: bool) -> None:
+    left: list[int] = []
+    recycler = Recycler(lambda: left.append(1), reasons=reasons, jitter="0s")
+    recycler.told("leak", report())
+    tick(recycler)
+    assert bool(left) is goes
+
+
+def test_a_worker_that_cannot_go_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    recycler = Recycler(lambda: "no supervisor", jitter="0s")
+    recycler.told("leak", report())
+    tick(recycler)
+    tick(recycler)
+    assert sum("is not recycled: no supervisor" in record.message for record in caplog.records) == 1
+
+
+def test_malformed_settings_are_refused_in_the_configuration_file_and_not_in_the_workers() -> None:
+    with pytest.raises(SettingError, match=r"recycle: 'leaks' is not accepted\.  Give some of leak, doubled, exhaustion"):
+        gunicorn.hooks(recycle=["leaks"])
+    with pytest.raises(SettingError, match="jitter: '5'"):
+        gunicorn.hooks(jitter="5")
+
+
+def test_what_is_not_known_to_end_well_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tornado:
+        __module__ = "gunicorn.workers.gtornado"
+
+    class Own:
+        pass
+
+    assert "tornado worker closes connections" in str(gunicorn.refusal(Tornado()))
+    assert "not known how a Own ends" in str(gunicorn.refusal(Own()))
+    assert "no supervisor" in str(uvicorn.refusal())
+    for server in ("hypercorn", "granian"):
+        monkeypatch.setitem(sys.modules, server, object())
+        assert server in str(uvicorn.refusal())
+        monkeypatch.delitem(sys.modules, server)
+
+
+# -- how: real servers under load ----------------------------------------------------------------------------------------------
+
+LEAKS = """
+import os
+kept = []
+def leaks():  # the first worker alone
+    try:
+        os.close(os.open("leaker", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    with open("leaker", "w") as file:
+        file.write(str(os.getpid()))
+    return True
+role = None
+def serve():
+    global role
+    if role is None:
+        role = leaks()
+    if role:
+        kept.append(bytearray(30000))
+    return str(os.getpid()).encode()
+"""
+WSGI = (
+    LEAKS
+    + """
+def app(environ, start_response):
+    body = serve()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+)
+ASGI = (
+    LEAKS
+    + """
+import memwatch, memwatch.integrations.uvicorn
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup" and os.environ.get("RECYCLE"):
+                memwatch.start(interval="50ms")
+                memwatch.integrations.uvicorn.recycle(jitter="500ms")
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    body = serve()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+"""
+)
+CONF = """
+from memwatch.integrations.gunicorn import hooks
+globals().update(hooks(interval="50ms", jitter="500ms"))
+"""
+GUNICORN = ["gunicorn", "service:app", "-c", "conf.py", "-w", "2", "-b", "fd://{fd}", "--log-level", "warning", "-k"]
+SERVERS = {
+    "gunicorn sync": (WSGI, [*GUNICORN, "sync"]),
+    "gunicorn gthread": (WSGI, [*GUNICORN, "gthread", "--threads", "4"]),
+    "gunicorn asgi": (ASGI, [*GUNICORN, "asgi"]),
+    "gunicorn gevent": (WSGI, [*GUNICORN, "gevent"]),
+    "uvicorn": (ASGI, ["uvicorn", "service:app", "--fd", "{fd}", "--workers", "2", "--log-level", "warning"]),
+}
+
+
+@pytest.fixture(params=SERVERS)
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A server with two workers, of which the first leaks; gives its port and folder."""
+    source, words = SERVERS[request.param]
+    (tmp_path / "service.py").write_text(source)
+    (tmp_path / "conf.py").write_text(CONF)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMWATCH_")}
+    environment |= {"MEMWATCH_DIR": str(tmp_path / "records")} | ({"RECYCLE": "1"} if request.param == "uvicorn" else {})
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(512)
+        number = listening.fileno()
+        command = [sys.executable, "-m", *(word.replace("{fd}", str(number)) for word in words)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, pass_fds=[number], start_new_session=True)
+        try:
+            yield listening.getsockname()[1], tmp_path
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_worker_that_leaks_is_the_one_that_goes_and_no_request_is_lost(served: tuple[int, Path]) -> None:
+    port, folder = served
+    answered: Counter[int] = Counter()
+    failures: list[str] = []
+    done = threading.Event()
+    lock = threading.Lock()
+
+    def client() -> None:
+        while not done.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                connection.request("GET", "/", headers={"Connection": "close"})
+                response = connection.getresponse()
+                body = response.read()
+                with lock:
+                    if response.status == 200:
+                        answered[int(body)] += 1
+                    else:
+                        failures.append(f"status {response.status}")
+            except OSError as error:
+                failures.append(repr(error))
+            finally:
+                connection.close()
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for thread in clients:
+        thread.start()
+    deadline_s = time.monotonic() + 120
+    leaker = None
+    try:
+        while time.monotonic() < deadline_s and not failures:
+            time.sleep(0.05)
+            if leaker is None and (folder / "leaker").exists() and (text := (folder / "leaker").read_text()):
+                leaker = int(text)
+            # Until it has gone and its successor serves, and there were requests enough.
+            if leaker and not is_there(leaker) and len(answered) >= 3 and sum(answered.values()) >= REQUESTS:
+                break
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join()
+    assert failures == []
+    assert leaker is not None and not is_there(leaker), f"the leaking worker is still there after {sum(answered.values())} requests"
+    assert sum(answered.values()) >= REQUESTS
+    assert len(answered) == 3, "the leaking worker, the other one, and the successor"
+    others = [pid for pid in answered if pid != leaker]
+    assert all(is_there(pid) for pid in others)
