@@ -134,6 +134,54 @@ def test_installing_attaches_to_the_watcher_that_runs(registry: CollectorRegistr
     assert scraped(registry) == {}
 
 
+def test_by_name_installed_and_exposed_a_leak_is_counted_once(python: Run) -> None:
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(Path(__file__).parent)!r}]
+        from sinks_runs import ramp, run, watcher_of
+        from memwatch.sinks import prometheus
+        watcher, clock = watcher_of(ramp(), ["prometheus", prometheus.install()])
+        print(prometheus.CONTENT_TYPE)
+        assert b'memwatch_state{{state="warming-up"}} 1.0' in prometheus.exposition(watcher)
+        run(watcher, clock, 110)
+        print(prometheus.exposition(watcher).decode())
+    """
+    out = python(program).stdout
+    assert out.startswith("text/plain; version=")
+    assert value(parsed(out.partition("\n")[2]), "memwatch_leaks_flagged_total", kind="python-heap") == 1.0
+    assert "process_resident_memory_bytes" in out or sys.platform != "linux"
+
+
+def test_between_processes_the_exposition_is_of_all_until_one_is_marked_dead(
+    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+    program = f"""
+        import os, sys
+        sys.path[:0] = [{str(Path(__file__).parent)!r}]
+        from sinks_runs import ramp, run, watcher_of
+        from memwatch.sinks import prometheus
+        child = os.fork()
+        watcher, clock = watcher_of(ramp(), ["prometheus"])
+        run(watcher, clock, 1)
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(prometheus.exposition(watcher).decode(), "\\x00")
+        prometheus.mark_process_dead(child)
+        print(prometheus.exposition(watcher).decode(), "\\x00", child, os.getpid())
+    """
+    both, one, rest = python(program).stdout.split("\x00")
+    child, parent = rest.split()
+
+    def pids(text: str) -> set[str]:
+        return {dict(labels)["pid"] for name, labels in parsed(text) if name == "memwatch_memory_limit_used_ratio"}
+
+    assert pids(both) == {child, parent}
+    assert pids(one) == {parent}
+
+
 def test_pressure_clean_ups_and_failures_are_in_the_scrape(registry: CollectorRegistry) -> None:
     hooks = ReliefHooks()
 

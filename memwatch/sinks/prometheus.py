@@ -16,12 +16,16 @@ from typing import Any
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 import memwatch
 from memwatch.model import Event, Report, Sample
+from memwatch.sinks import Awaiting, by_name
 from memwatch.sinks.figures import EXHAUSTION, INFO, LEAK, Figure, Figures, Metric
+from memwatch.watcher import Watcher
 
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 EXPORTED_ALREADY = frozenset({"rss", "fds"})
 """By prometheus_client's ProcessCollector, which reads /proc: on Linux, and not where processes are gathered."""
 MOST_CHILDREN = 500
@@ -31,25 +35,53 @@ _lock = threading.Lock()
 _sinks: weakref.WeakKeyDictionary[CollectorRegistry, PrometheusSink] = weakref.WeakKeyDictionary()
 
 
-def install(registry: CollectorRegistry | None = None) -> PrometheusSink:
+def install(registry: CollectorRegistry | None = None) -> PrometheusSink | Awaiting:
     """Export the figures of the running watcher, now or once one is started with the result in `sinks=`.
 
     Args:
         registry: where the program registers its metrics [`prometheus_client.REGISTRY`].
 
     Returns:
-        The sink of this registry; a second call returns the same one.
+        The sink of this registry; a second call returns the same one, and for the default registry so does the name `prometheus`.
 
     Raises:
         ValueError: under `PROMETHEUS_MULTIPROC_DIR`, the registry has metrics with our names from somebody else.
 
     Cost: of a sample some 15 µs, between processes up to 100 µs; of a scrape some 300 µs, most of it for the text.
     """
-    sink = sink_of(registry)
+    default = registry is None or registry is prometheus_client.REGISTRY
+    sink: PrometheusSink | Awaiting = by_name("prometheus") if default else sink_of(registry)
     watcher = memwatch.current()
     if watcher is not None:
         watcher.add_callbacks(sinks=[sink])
     return sink
+
+
+def exposition(watcher: Watcher) -> bytes:
+    """What a scrape of this program answers, of type `CONTENT_TYPE`: all that its default registry has; where processes are
+    gathered, all that those have.  From the first call on *watcher* is in it.
+
+    Cost: that of a scrape.
+    """
+    watcher.add_callbacks(sinks=[by_name("prometheus")])
+    sink = sink_of()
+    if not sink.has_figures:
+        sink.ticked(watcher.snapshot(), watcher.report())  # the next sample may be minutes away
+    registry = prometheus_client.REGISTRY
+    if _are_gathered():
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return prometheus_client.generate_latest(registry)
+
+
+def mark_process_dead(pid: int) -> None:
+    """Take the gauges of a process that is gone out of the answer; for the parent of a prefork server."""
+    prometheus_client.multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _are_gathered() -> bool:
+    """Whether prometheus_client gathers processes: it looks at this when it is imported."""
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
 
 
 def sink_of(registry: CollectorRegistry | None = None) -> PrometheusSink:
@@ -66,7 +98,7 @@ class PrometheusSink:
     """Made by `install`.  Threads: fed by one at a time, as the watcher does; scraped from any."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        gathered = "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
+        gathered = _are_gathered()
         self._figures = Figures(frozenset() if gathered or sys.platform != "linux" else EXPORTED_ALREADY)
         self._between: _BetweenProcesses | None = None
         if gathered:
@@ -74,7 +106,11 @@ class PrometheusSink:
         else:
             registry.register(_OfThisProcess(self._figures))
 
-    # A watcher takes what is callable; the reports it would call with come by `told`, too.
+    @property
+    def has_figures(self) -> bool:
+        """Whether a sample was told of, in this process."""
+        return bool(self._figures.current())
+
     def told(self, occasion: str, report: Report) -> None:
         """Count a leak."""
         self._figures.told(occasion, report)
