@@ -276,6 +276,20 @@ def expect_gone(obj: object, within: str = "30s", reason: str = "") -> Expectati
     return _awaited().add(obj, now_s=time.monotonic(), within_s=parse_duration(within), reason=reason)
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext memwatch` in Jupyter and IPython."""
+    import importlib
+
+    importlib.import_module("memwatch.integrations.jupyter").load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext memwatch`."""
+    import importlib
+
+    importlib.import_module("memwatch.integrations.jupyter").unload(shell)
+
+
 def _relief_hooks() -> ReliefHooks:
     global _hooks
     if _hooks is None:

@@ -545,6 +545,12 @@ class Report:
             evidence_taken=unix(source.get("evidence_taken")),
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the report as text, whose words are never obeyed as HTML."""
+        import html
+
+        return f'<pre style="line-height: 1.3">{html.escape(self.render("text"))}</pre>'
+
     def render(self, format: str = "text") -> str:
         """Render this report; *format* is one of `memwatch.report.FORMATS`.
 

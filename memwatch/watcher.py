@@ -195,8 +195,11 @@ class Watcher:
 
     # -- life ------------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> Self:
+    def start(self, *, thread: bool = True) -> Self:
         """Begin to watch, on a thread of its own.  Does nothing if it is watching already; may follow `stop()`.
+
+        Args:
+            thread: False where a thread would not run (a process that is frozen between two calls): the caller calls `tick()`.
 
         Never raises: where a thread cannot be started, that is logged and the program goes on unwatched.
         """
@@ -214,7 +217,8 @@ class Watcher:
             self._inquiry.begin()
             if self._inquiry.sampling is not None:
                 read_pools_with(self._inquiry.sampling.module.pymalloc_statistics)
-            self._begin()
+            if thread:
+                self._begin()
         return self
 
     def stop(self) -> None:
