@@ -29,6 +29,13 @@ def _original(name: str) -> Any:
     return getattr(_thread, name)
 
 
+def threads_are_greenlets() -> bool:
+    """Whether `threading` was patched: a thread that a library starts from one of ours is then a greenlet of a loop nobody runs."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    patched = getattr(gevent, "is_module_patched", None), getattr(eventlet, "is_monkey_patched", None)
+    return bool((patched[0] and patched[0]("threading")) or (patched[1] and patched[1]("thread")))
+
+
 def get_ident() -> int:
     """Identity of the real thread that runs."""
     return int(_original("get_ident")())

@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "memwatch.endpoints": 4,
     "memwatch.recycling": 4,
     "memwatch.boot": 4,
+    "memwatch.sinks": 4,
     "memwatch.cli": 5,
     "memwatch.integrations": 5,
     "memwatch.__main__": 5,
@@ -63,6 +64,9 @@ HOMES = {
     "compression": "memwatch.caches.codec",  # of the standard library from 3.14 on
     "msgpack": "memwatch.caches.codec",
     "zstandard": "memwatch.caches.codec",
+    "sentry_sdk": "memwatch.sinks.sentry",
+    "prometheus_client": "memwatch.sinks.prometheus",
+    "opentelemetry": "memwatch.sinks.opentelemetry",
     "pytest": "pytest_memwatch",
     "_pytest": "pytest_memwatch",
 }

@@ -25,7 +25,9 @@ class NoStacks(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
+    """One line of a stack."""
+
     name: str
     file: str | None = None
     line: int | None = None
@@ -34,7 +36,7 @@ class _Frame:
 @dataclass(frozen=True, slots=True)
 class _Profile:
     name: str
-    stacks: tuple[tuple[tuple[_Frame, ...], int], ...]
+    stacks: tuple[tuple[tuple[Frame, ...], int], ...]
     """Frames, outermost first, and bytes."""
 
 
@@ -44,10 +46,10 @@ def render_speedscope(report: Report) -> str:
     Raises:
         NoStacks: there are none.
     """
-    frames: dict[_Frame, int] = {}
+    numbered: dict[Frame, int] = {}
     profiles = []
     for profile in _profiles(report):
-        samples = [[frames.setdefault(frame, len(frames)) for frame in stack] for stack, _ in profile.stacks]
+        samples = [[numbered.setdefault(frame, len(numbered)) for frame in stack] for stack, _ in profile.stacks]
         weights = [weight for _, weight in profile.stacks]
         profiles.append(
             {
@@ -65,13 +67,13 @@ def render_speedscope(report: Report) -> str:
         "name": who(report),
         "exporter": "memwatch",
         "activeProfileIndex": 0,
-        "shared": {"frames": [_plain(frame) for frame in frames]},
+        "shared": {"frames": [_plain(frame) for frame in numbered]},
         "profiles": profiles,
     }
     return json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-def _plain(frame: _Frame) -> dict[str, Any]:
+def _plain(frame: Frame) -> dict[str, Any]:
     known = {"name": frame.name, "file": frame.file, "line": frame.line}
     return {key: value for key, value in known.items() if value is not None}
 
@@ -89,7 +91,7 @@ def render_collapsed(report: Report) -> str:
     return "".join(f"{line} {weight}\n" for line, weight in total.items())
 
 
-def _collapsed(frame: _Frame) -> str:
+def _collapsed(frame: Frame) -> str:
     place = f" ({frame.file}:{frame.line})" if frame.file is not None else ""
     return f"{frame.name}{place}".replace(";", ",")  # which divides frames
 
@@ -126,15 +128,20 @@ def _profile(name: str, evidence: Evidence) -> _Profile:
     return _Profile(name, tuple(_stacks(evidence.suspects)))
 
 
-def _stacks(suspects: tuple[Suspect, ...]) -> Iterator[tuple[tuple[_Frame, ...], int]]:
+def _stacks(suspects: tuple[Suspect, ...]) -> Iterator[tuple[tuple[Frame, ...], int]]:
     for suspect in suspects:
         if suspect.bytes is not None and suspect.bytes >= 1:  # a picture has no room for what shrank
-            yield tuple(map(_frame, (*reversed(suspect.trail), suspect.label))), int(suspect.bytes)
+            yield frames(suspect), int(suspect.bytes)
 
 
-def _frame(label: str) -> _Frame:
+def frames(suspect: Suspect) -> tuple[Frame, ...]:
+    """The stack of an allocation site, the outermost frame first."""
+    return tuple(map(_frame, (*reversed(suspect.trail), suspect.label)))
+
+
+def _frame(label: str) -> Frame:
     label = shown(label)
     parts = _FRAME.fullmatch(label)
     if parts is None or not parts["file"]:
-        return _Frame(label)
-    return _Frame(parts["name"] or parts["file"], parts["file"], int(parts["line"]))
+        return Frame(label)
+    return Frame(parts["name"] or parts["file"], parts["file"], int(parts["line"]))
