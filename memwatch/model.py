@@ -496,9 +496,11 @@ class Report:
     def fingerprint(self) -> str:
         """Identity of the finding: the same for the same leak on another host, in another process or release.
 
-        Made of the process's name, the kind and what `identity` says; never of pids, addresses, counts, rates or line numbers.
+        Made of the process's name, what `identity` says, and whether it is memory or which resource; never of pids, addresses, counts,
+        rates or line numbers.  Nor of the kind of memory: by when that is known differs from one worker to the next.
         """
-        text = "\n".join((self.process.name, self.verdict.kind, self.identity))
+        what = self.verdict.kind if self.verdict.kind in _RESOURCE_KINDS else "memory"
+        text = "\n".join((self.process.name, what, self.identity))
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     @property
