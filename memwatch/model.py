@@ -496,8 +496,8 @@ class Report:
     def fingerprint(self) -> str:
         """Identity of the finding: the same for the same leak on another host, in another process or release.
 
-        Made of the process's name, what `identity` says, and whether it is memory or which resource; never of pids, addresses, counts,
-        rates or line numbers.  Nor of the kind of memory: by when that is known differs from one worker to the next.
+        Made of the process's name, what `identity` says, and whether it is memory or which resource; never of pids, addresses,
+        counts, rates or line numbers.  Nor of the kind of memory: by when that is known differs from one worker to the next.
         """
         what = self.verdict.kind if self.verdict.kind in _RESOURCE_KINDS else "memory"
         text = "\n".join((self.process.name, what, self.identity))

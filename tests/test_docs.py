@@ -50,7 +50,7 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_variable_a_document_names_is_one_memwatch_reads(path: Path) -> None:
-    known = {setting.environment for setting in config.SETTINGS} | {config.DISABLE, "MEMWATCH_INTRVAL"}
+    known = {setting.environment for setting in config.SETTINGS} | config.RESERVED | {"MEMWATCH_INTRVAL"}
     known |= {plugin.ENVIRONMENT + option.name.replace("-", "_").upper() for option in (plugin.ON, *plugin.OPTIONS)}
     assert set(re.findall(r"MEMWATCH_[A-Z_]*[A-Z]", path.read_text())) - known == set()
 
