@@ -89,7 +89,9 @@ def garbage(rng: random.Random, counts: list[list[int]], rows: int) -> list[floa
 def load(rng: random.Random, counts: list[list[int]], rows: int) -> list[float]:
     """Memory of requests in flight: with the load of the window, not with the sum of requests."""
     worth = [rng.uniform(0, 20 * KB) for _ in counts]
-    return added([sum(w * column[row] for w, column in zip(worth, counts, strict=True)) for row in range(rows)], both(rng, counts, rows))
+    return added(
+        [sum(w * column[row] for w, column in zip(worth, counts, strict=True)) for row in range(rows)], both(rng, counts, rows)
+    )
 
 
 def background(rng: random.Random, counts: list[list[int]], rows: int) -> list[float]:

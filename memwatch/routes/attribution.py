@@ -7,6 +7,7 @@ threads in between.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,11 +40,15 @@ class Attribution:
     """
 
     def __init__(
-        self, ledger: Callable[[], Ledger | None], *, threshold_bytes: float = 0.0, read_rss: Callable[[], float | None] | None = None
+        self,
+        ledger: Callable[[], Ledger | None],
+        *,
+        threshold_bytes: float = 0.0,
+        read_rss: Callable[[], float | None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._threshold_bytes = threshold_bytes
-        self._read_rss = read_rss
+        self._read_rss = None if read_rss is None else _weakly(read_rss)
         self._lock = osthread.new_lock()
         self._history = History()
         self._heap_is_read = False
@@ -64,7 +69,7 @@ class Attribution:
         ledger = self._ledger()
         if ledger is None or ledger.is_empty:
             return []
-        if ledger.read_rss is None and self._read_rss is not None:
+        if ledger.read_rss is not self._read_rss and self._read_rss is not None:
             ledger.read_rss, ledger.threshold_bytes = self._read_rss, self._threshold_bytes
         values = sample.values
         self._heap_is_read = self._heap_is_read or "heap" in values
@@ -160,8 +165,19 @@ class Attribution:
                 "p95_s": figures.p95_s,
                 "p99_s": figures.p99_s,
             }
-            rows.append(row | effects.get(figures.route, _UNKNOWN))
+            rows.append({**row, **effects.get(figures.route, _UNKNOWN)})
         return tuple(rows)
+
+
+def _weakly(read_rss: Callable[[], float | None]) -> Callable[[], float | None]:
+    """The ledger outlives every watcher, and must keep none."""
+    reference = weakref.WeakMethod(read_rss)
+
+    def read() -> float | None:
+        method = reference()
+        return None if method is None else method()
+
+    return read
 
 
 _UNKNOWN: Mapping[str, Any] = {

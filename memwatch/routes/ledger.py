@@ -89,14 +89,14 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
-        self.read_rss: Callable[[], float | None] | None = None
-        """How resident memory is read; None: single requests are not measured."""
-        self.threshold_bytes = 0.0
-        """Growth during one request from which on it is told; 0: never."""
         self.clear()
 
     def clear(self) -> None:
         """Begin anew: of a parent's requests none is this process's."""
+        self.read_rss: Callable[[], float | None] | None = None
+        """How resident memory is read; None: single requests are not measured."""
+        self.threshold_bytes = 0.0
+        """Growth during one request from which on it is told; 0: never."""
         self._lock = osthread.new_rlock()
         self._routes: dict[str, _Route] = {}
         self._flying: dict[int, tuple[float, Any]] = {}
@@ -169,6 +169,12 @@ class Ledger:
             alone, self._alone = self._alone, None
         if alone is not None and alone[0] == number and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes:
             self._compare(alone[1], route, figures, now, took_s)
+
+    def forget(self, number: int) -> None:
+        """What began was not done after all: it is not counted."""
+        with self._lock:
+            if self._flying.pop(number, None) is not None:
+                self._under_way = max(0, self._under_way - 1)
 
     def _new(self, route: str) -> tuple[str, _Route]:
         # Two rows are kept free for what has no route of its own.

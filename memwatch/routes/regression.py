@@ -1,16 +1,17 @@
 """Which route's requests a growing level follows: a regression whose errors may be a random walk.  Pure.
 
-Law: it takes numbers and returns numbers and one sentence.  Where the readings do not tell routes apart, it says so and blames none.
+Law: it takes numbers and returns numbers and one sentence.  Where the readings do not tell routes apart, it says so and blames
+none.
 
-The level of memory is regressed on cumulative requests per route, and on time.  What is left over, caches that fill, allocators that
-round up, is partly white and partly a random walk; ordinary standard errors are wrong for that by factors.  So the mixture is
+The level of memory is regressed on cumulative requests per route, and on time.  What is left over, caches that fill, allocators
+that round up, is partly white and partly a random walk; ordinary standard errors are wrong for that by factors.  So the mixture is
 estimated (a local level model, by restricted likelihood over a grid), and level and counts go through the same filter, which makes
 what is left over white: between plain levels (no walk) and plain differences (nothing but a walk).  Standard errors are then the
 larger of the ordinary ones and Newey and West's.
 
-Source: A. C. Harvey, Forecasting, Structural Time Series Models and the Kalman Filter (1989), 3.4 and 4.1, for filter and likelihood;
-W. Newey and K. West, Econometrica 55 (1987), for the errors that survive correlation; D. Andrews and J. Monahan, Econometrica 60
-(1992), for whitening before them; S. Holm, Scandinavian Journal of Statistics 6 (1979), for blaming among many.
+Source: A. C. Harvey, Forecasting, Structural Time Series Models and the Kalman Filter (1989), 3.4 and 4.1, for filter and
+likelihood; W. Newey and K. West, Econometrica 55 (1987), for the errors that survive correlation; D. Andrews and J. Monahan,
+Econometrica 60 (1992), for whitening before them; S. Holm, Scandinavian Journal of Statistics 6 (1979), for blaming among many.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def _judged(
         share = estimate * (columns[place][-1] - columns[place][0]) / grown if grown > 0.0 else 0.0
         blamed = (
             estimate > 0.0
-            and 0.0 < error
+            and error > 0.0
             and estimate / error >= threshold
             and fit.informative[place] >= FEWEST_INFORMATIVE
             and share >= LEAST_SHARE
@@ -206,8 +207,8 @@ def _confirmed(
 ) -> tuple[tuple[Effect, ...], str]:
     """Blame only what stands two more questions, each a column more.
 
-    Is it memory of requests under way, which goes with a window's requests and not with their sum?  And does it slow down, as a cache
-    does that fills?
+    Is it memory of requests under way, which goes with a window's requests and not with their sum?  And does it slow down, as a
+    cache does that fills?
     """
     kept = []
     for effect in found:
@@ -341,7 +342,9 @@ def _search(
     if found is None:
         return None
     # More of a walk is as likely: its errors are as likely, too.
-    more = next((place for place in range(len(WALKS) - 1, best, -1) if place in tried and at(place) <= found.merit + AS_LIKELY), best)
+    more = next(
+        (place for place in range(len(WALKS) - 1, best, -1) if place in tried and at(place) <= found.merit + AS_LIKELY), best
+    )
     return found, (tried[more] or found)
 
 
@@ -380,7 +383,7 @@ def _solve(
 
 
 def _filter(gaps: Sequence[float], walk: float, breaks: set[int]) -> tuple[list[float | None], list[float], list[int]]:
-    """The local level model's filter: its gain at each reading (None: begin anew), the weight of each innovation, and its reading."""
+    """The local level model's filter: its gain at each reading (None: begin anew), each innovation's weight, and its reading."""
     noise = 1.0 - walk
     gains: list[float | None] = [None]
     weights: list[float] = []
@@ -545,9 +548,7 @@ def student(upper: float, freedom: int) -> float:
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23 and 26.7.5.
     """
     root = math.sqrt(-2.0 * math.log(upper))
-    z = root - (2.515517 + root * (0.802853 + root * 0.010328)) / (
-        1.0 + root * (1.432788 + root * (0.189269 + root * 0.001308))
-    )
+    z = root - (2.515517 + root * (0.802853 + root * 0.010328)) / (1.0 + root * (1.432788 + root * (0.189269 + root * 0.001308)))
     v = float(freedom)
     squared = z * z
     return z * (
