@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from apscheduler import events
 
-from memwatch.integrations.jobs import PREFIX, Jobs
+from memwatch.integrations.jobs import PREFIX, route_of
 from memwatch.routes import ledger
 
 NAMES_KEPT = 1000
-_MASK = (
-    events.EVENT_JOB_ADDED
-    | events.EVENT_JOB_SUBMITTED
-    | events.EVENT_JOB_EXECUTED
-    | events.EVENT_JOB_ERROR
-    | events.EVENT_JOB_MISSED
-)
+_MASK = events.EVENT_JOB_ADDED | events.EVENT_JOB_EXECUTED | events.EVENT_JOB_ERROR
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,8 +28,9 @@ R = TypeVar("R")
 def watch(scheduler: Any) -> Callable[[], None]:
     """Count the jobs of a scheduler; returns a function that ends it.
 
-    Response times begin when the job is handed to its executor, so that waiting for a free thread is part of them.  Jobs of a
-    `ProcessPoolExecutor` are counted, but what they do to memory is not this process's.
+    Response times begin when the job is due, so that waiting for a free thread is part of them.  A job is counted when it is over:
+    it is never in flight, and single runs are not measured; `counted()` does both.  (APScheduler tells that a job was submitted when
+    it may be over already.)  Jobs of a `ProcessPoolExecutor` are counted, but what they do to memory is not this process's.
 
     Raises:
         TypeError: it is no scheduler of APScheduler 3.
@@ -44,7 +40,7 @@ def watch(scheduler: Any) -> Callable[[], None]:
         raise TypeError(
             f"{type(scheduler).__name__} has no add_listener: it is no scheduler of APScheduler 3; wrap the jobs with counted()"
         )
-    jobs = Jobs(ledger())
+    book = ledger()
     # A job that runs once has left its store before its first event: names are remembered from when it was added.
     names = {str(job.id): str(job.name) for job in scheduler.get_jobs()[-NAMES_KEPT:]}
 
@@ -61,13 +57,10 @@ def watch(scheduler: Any) -> Callable[[], None]:
     def happened(event: Any) -> None:
         if event.code == events.EVENT_JOB_ADDED:
             named(event)
-        elif event.code == events.EVENT_JOB_SUBMITTED:
-            for moment in event.scheduled_run_times:
-                jobs.begin((event.job_id, moment), named(event))
-        elif event.code == events.EVENT_JOB_MISSED:
-            jobs.forget((event.job_id, event.scheduled_run_time))
         else:
-            jobs.end((event.job_id, event.scheduled_run_time), failed=event.code == events.EVENT_JOB_ERROR)
+            due = event.scheduled_run_time
+            took_s = (datetime.now(due.tzinfo) - due).total_seconds()
+            book.add(route_of(named(event)), took_s, failed=event.code == events.EVENT_JOB_ERROR)
 
     add(happened, _MASK)
     return functools.partial(scheduler.remove_listener, happened)

@@ -157,11 +157,7 @@ class Ledger:
             if entry is None:
                 return
             took_s = now - entry[0]
-            if took_s <= FIRST_S:
-                figures.recent[0] += 1
-            else:
-                bucket = int((math.log(took_s) - _FIRST) * _PER_E)
-                figures.recent[bucket if bucket < BUCKETS else BUCKETS - 1] += 1
+            figures.recent[_bucket(took_s)] += 1
             if self._begun != number or not self.threshold_bytes:
                 return
             # Nobody else began since.
@@ -169,6 +165,18 @@ class Ledger:
             alone, self._alone = self._alone, None
         if alone is not None and alone[0] == number and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes:
             self._compare(alone[1], route, figures, now, took_s)
+
+    def add(self, route: str, took_s: float, *, failed: bool = False) -> None:
+        """Something is over whose beginning was not told."""
+        with self._lock:
+            self._begun += 1
+            figures = self._routes.get(route)
+            if figures is None:
+                route, figures = self._new(route)
+            figures.requests += 1
+            if failed:
+                figures.errors += 1
+            figures.recent[_bucket(took_s)] += 1
 
     def forget(self, number: int) -> None:
         """What began was not done after all: it is not counted."""
@@ -266,6 +274,13 @@ class Ledger:
                 requests, errors, total = known.requests, known.errors, list(map(add, known.recent, known.earlier))
             found.append(Figures(route, requests, errors, under_way.get(route, 0), *_percentiles(total)))
         return found
+
+
+def _bucket(took_s: float) -> int:
+    if took_s <= FIRST_S:
+        return 0
+    bucket = int((math.log(took_s) - _FIRST) * _PER_E)
+    return bucket if bucket < BUCKETS else BUCKETS - 1
 
 
 def _named(what: Any) -> str | None:
