@@ -29,8 +29,8 @@ def watch(scheduler: Any) -> Callable[[], None]:
     """Count the jobs of a scheduler; returns a function that ends it.
 
     Response times begin when the job is due, so that waiting for a free thread is part of them.  A job is counted when it is over:
-    it is never in flight, and single runs are not measured; `counted()` does both.  (APScheduler tells that a job was submitted when
-    it may be over already.)  Jobs of a `ProcessPoolExecutor` are counted, but what they do to memory is not this process's.
+    it is never in flight, and single runs are not measured; `counted()` does both.  (APScheduler tells that a job was submitted
+    when it may be over already.)  Jobs of a `ProcessPoolExecutor` are counted, but what they do to memory is not this process's.
 
     Raises:
         TypeError: it is no scheduler of APScheduler 3.

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from memwatch.routes import UNMATCHED, ledger
-from memwatch.routes.names import method, normalised
+from memwatch.routes.names import METHODS, OTHER_METHOD, normalised
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,33 +51,30 @@ class MemwatchMiddleware:
 
         def watched_send(message: Message) -> Awaitable[None]:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if not status and message["type"] == "http.response.start":
                 status = message.get("status", 0)
             return send(message)
 
+        ledger = self._ledger
         root = scope.get("root_path", "")
-        number = self._ledger.begin(lambda: self._named(scope, root, 0))
-        failed = False
+        number = ledger.begin(self._named, scope, root, 0)
         try:
             await self.app(scope, receive, watched_send)
-        except (CancelledError, GeneratorExit):
+        except BaseException as error:
+            failed = not isinstance(error, CancelledError | GeneratorExit)
+            ledger.end(number, self._named(scope, root, status), failed)
             raise
-        except BaseException:
-            failed = True
-            raise
-        finally:
-            self._ledger.end(number, self._named(scope, root, status), failed=failed or status >= 500)
+        ledger.end(number, self._named(scope, root, status), status >= 500)
 
     def _named(self, scope: Scope, root: str, status: int) -> str:
         try:
-            if self._route is not None:
-                try:
-                    said = self._route(scope)
-                except Exception:
-                    said = None
-                if said:
-                    return str(said)
-            return _route_of(scope, root, status)
+            if self._route is None:
+                return _route_of(scope, root, status)
+            try:
+                said = self._route(scope)
+            except Exception:
+                said = None
+            return str(said) if said else _route_of(scope, root, status)
         except Exception:
             return UNMATCHED  # a scope that no specification knows
 
@@ -85,11 +82,14 @@ class MemwatchMiddleware:
 def _route_of(scope: Scope, root: str, status: int) -> str:
     matched = scope.get("route")
     template = getattr(matched, "path", None)
-    if not isinstance(template, str):
+    verb = scope["method"]
+    if verb not in METHODS:
+        verb = OTHER_METHOD
+    if template is None:
         # 404 and no framework that says what it routed to: whatever anybody typed.
         if status == 404 or ("router" in scope and "endpoint" not in scope):
             return UNMATCHED
-        return f"{method(scope.get('method'))} {normalised(scope.get('path', ''))}"
+        return f"{verb} {normalised(scope.get('path', ''))}"
     mounted = scope.get("root_path", "")
     if mounted != root:
         # Mounted below another application: what comes before, with the values of its parameters replaced by their names.
@@ -98,7 +98,7 @@ def _route_of(scope: Scope, root: str, status: int) -> str:
                 return UNMATCHED
             template = "/{path}"
         template = _with_names(mounted[len(root) :], scope.get("path_params") or {}) + template
-    return f"{method(scope.get('method'))} {template}"
+    return f"{verb} {template}"
 
 
 def _with_names(path: str, parameters: dict[str, Any]) -> str:

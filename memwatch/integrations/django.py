@@ -41,7 +41,7 @@ class MemwatchMiddleware:
         """The interface of Django's middleware; a coroutine where `get_response` is one."""
         if self._is_async:
             return self._answer_later(request)
-        number = self._ledger.begin(lambda: _named(request, 0))
+        number = self._ledger.begin(_named, request, 0)
         try:
             response = self.get_response(request)
         except BaseException:
@@ -50,7 +50,7 @@ class MemwatchMiddleware:
         return self._over(number, request, response)
 
     async def _answer_later(self, request: Any) -> Any:
-        number = self._ledger.begin(lambda: _named(request, 0))
+        number = self._ledger.begin(_named, request, 0)
         waiting: Awaitable[Any] = self.get_response(request)
         try:
             response = await waiting

@@ -49,9 +49,9 @@ class MemwatchMiddleware:
             return start_response(line, *arguments)
 
         def over(failed: bool) -> None:
-            self._ledger.end(number, route or self._named(environ, ""), failed=failed or status[:1] == "5")
+            self._ledger.end(number, route or self._named(environ, ""), failed or status[:1] == "5")
 
-        number = self._ledger.begin(lambda: self._named(environ, ""))
+        number = self._ledger.begin(self._named, environ, "")
         try:
             answer = self.application(environ, watched_start)
         except BaseException:
@@ -64,14 +64,13 @@ class MemwatchMiddleware:
 
     def _named(self, environ: Environ, code: str) -> str:
         try:
-            if self._route is not None:
-                try:
-                    said = self._route(environ)
-                except Exception:
-                    said = None
-                if said:
-                    return str(said)
-            return _route_of(environ, code)
+            if self._route is None:
+                return _route_of(environ, code)
+            try:
+                said = self._route(environ)
+            except Exception:
+                said = None
+            return str(said) if said else _route_of(environ, code)
         except Exception:
             return UNMATCHED  # an environ that no specification knows
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable
+from itertools import count as numbers_from
+from math import log
 from operator import add
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -99,8 +101,8 @@ class Ledger:
         """Growth during one request from which on it is told; 0: never."""
         self._lock = osthread.new_rlock()
         self._routes: dict[str, _Route] = {}
-        self._flying: dict[int, tuple[float, Any]] = {}
-        self._under_way = 0
+        self._flying: dict[int, tuple[float, Any, tuple[Any, ...]]] = {}
+        self._numbers = numbers_from(1)
         self._begun = 0
         self._alone: tuple[int, float] | None = None
         self._busy_s = 0.0
@@ -110,31 +112,33 @@ class Ledger:
 
     # -- what a request calls --------------------------------------------------------------------------------------------------
 
-    def begin(self, route: str | Callable[[], str] | None = None) -> int:
+    # No lock where one call into C does it: taking a number, and putting into a dictionary by a number.  Nothing is claimed of two
+    # requests that overlap, whatever the order in which their threads come by here: whoever is not alone, or ends, clears `_alone`,
+    # and a claim is made only by the one that set it while nobody else is under way.
+
+    def begin(self, route: str | Callable[..., str] | None = None, *arguments: Any) -> int:
         """A request begins.
 
         Args:
             route: its route if that is known by now, or a function that says it while the request is under way.
+            arguments: those of that function.
 
         Returns:
             Its number, for `end`.  Never raises.
         """
-        now = self._clock()
-        with self._lock:
-            self._begun = number = self._begun + 1
-            alone = not self._under_way
-            self._under_way += 1
-            if len(self._flying) < MOST_IN_FLIGHT:
-                self._flying[number] = (now, route)
-            if not alone:
-                self._alone = None
-                return number
-        if self.threshold_bytes and self._spent_s <= DUTY * self._busy_s:
+        self._begun = number = next(self._numbers)
+        flying = self._flying
+        under_way = len(flying)
+        if under_way < MOST_IN_FLIGHT:
+            flying[number] = (self._clock(), route, arguments)
+        if under_way:
+            self._alone = None
+        elif self.threshold_bytes and self._spent_s <= DUTY * self._busy_s:
             before = self._resident()
             self._alone = None if before is None else (number, before)
         return number
 
-    def end(self, number: int, route: str, *, failed: bool = False) -> None:
+    def end(self, number: int, route: str, failed: bool = False) -> None:
         """A request is over, its answer sent to the last byte.
 
         Args:
@@ -145,34 +149,31 @@ class Ledger:
         Never raises.
         """
         now = self._clock()
+        flying = self._flying
+        entry = flying.pop(number, None)
+        took_s = FIRST_S if entry is None else now - entry[0]
+        # As `_bucket`, without a call.
+        bucket = int((log(took_s) - _FIRST) * _PER_E) if took_s > FIRST_S else 0
         with self._lock:
-            self._under_way = max(0, self._under_way - 1)
-            entry = self._flying.pop(number, None)
-            figures = self._routes.get(route)
-            if figures is None:
-                route, figures = self._new(route)
+            figures = self._routes.get(route) or self._new(route)
             figures.requests += 1
             if failed:
                 figures.errors += 1
-            if entry is None:
-                return
-            took_s = now - entry[0]
-            figures.recent[_bucket(took_s)] += 1
-            if self._begun != number or not self.threshold_bytes:
-                return
-            # Nobody else began since.
+            if entry is not None:
+                figures.recent[bucket if bucket < BUCKETS else -1] += 1
+        alone = self._alone
+        if alone is not None:
+            self._alone = None
+            if alone[0] == number and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes and not flying:
+                self._compare(alone[1], route, figures, now, took_s)
+        if not flying:
             self._busy_s += took_s
-            alone, self._alone = self._alone, None
-        if alone is not None and alone[0] == number and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes:
-            self._compare(alone[1], route, figures, now, took_s)
 
     def add(self, route: str, took_s: float, *, failed: bool = False) -> None:
         """Something is over whose beginning was not told."""
         with self._lock:
-            self._begun += 1
-            figures = self._routes.get(route)
-            if figures is None:
-                route, figures = self._new(route)
+            self._begun = next(self._numbers)
+            figures = self._routes.get(route) or self._new(route)
             figures.requests += 1
             if failed:
                 figures.errors += 1
@@ -180,11 +181,10 @@ class Ledger:
 
     def forget(self, number: int) -> None:
         """What began was not done after all: it is not counted."""
-        with self._lock:
-            if self._flying.pop(number, None) is not None:
-                self._under_way = max(0, self._under_way - 1)
+        self._flying.pop(number, None)
+        self._alone = None
 
-    def _new(self, route: str) -> tuple[str, _Route]:
+    def _new(self, route: str) -> _Route:
         # Two rows are kept free for what has no route of its own.
         if route not in (OTHER, UNMATCHED):
             if len(self._routes) >= MOST_ROUTES - 2:
@@ -194,7 +194,7 @@ class Ledger:
         figures = self._routes.get(route)
         if figures is None:
             figures = self._routes[route] = _Route()
-        return route, figures
+        return figures
 
     def _resident(self) -> float | None:
         read = self.read_rss
@@ -213,7 +213,7 @@ class Ledger:
         if after is None or after - before < self.threshold_bytes:
             return
         with self._lock:
-            if self._under_way or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
+            if self._flying or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
                 return
             figures.told_s = now
             self._grown.append(Grown(route, after - before, took_s))
@@ -223,7 +223,7 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """Requests under way."""
-        return self._under_way
+        return len(self._flying)
 
     @property
     def is_empty(self) -> bool:
@@ -255,14 +255,14 @@ class Ledger:
         """
         now = self._clock()
         with self._lock:
-            flying = [entry[1] for entry in self._flying.values()]
+            flying = list(self._flying.values())
             if now - self._rotated_s >= RECENT_S:
                 self._rotated_s = now
                 for figures in self._routes.values():
                     figures.earlier, figures.recent = figures.recent, array("I", bytes(4 * BUCKETS))
         under_way: dict[str, int] = {}
-        for what in flying:
-            name = _named(what)
+        for _, what, arguments in flying:
+            name = _named(what, arguments)
             if name is not None:
                 under_way[name] = under_way.get(name, 0) + 1
         found = []
@@ -283,11 +283,11 @@ def _bucket(took_s: float) -> int:
     return bucket if bucket < BUCKETS else BUCKETS - 1
 
 
-def _named(what: Any) -> str | None:
+def _named(what: Any, arguments: tuple[Any, ...]) -> str | None:
     if what is None or isinstance(what, str):
         return what
     try:
-        return str(what())
+        return str(what(*arguments))
     except Exception:
         return None  # not routed yet
 
