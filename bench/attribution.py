@@ -4,8 +4,8 @@
     bench/attribution.py [--runs 200] [--rows 120] [--routes 8] [--seed 1] [--only NAME] [--cost]
 
 Simulated readings go through memwatch/routes/regression.py as they are.  One route (never the same) leaks 2,048 or 8,192 bytes per
-request, or nothing does.  *found*: the leaking route is blamed, alone or in a group that is said to be inseparable.  *false*: a
-route that does not leak is blamed, in no group with the leaking one.  *covers*: the 95 % interval of the leaking route's bytes per
+request, or nothing does.  *found*: the leaking route is blamed, alone or in a group of at most four that is said to be inseparable;
+*alone*: by itself.  *false*: a route that does not leak is blamed, in no group with the leaking one.  *covers*: the 95 % interval of the leaking route's bytes per
 request holds the truth, where it is judged alone.
 """
 
@@ -187,7 +187,9 @@ def pairs(rng: random.Random, routes: int, rows: int) -> list[list[int]]:
 TRAFFIC = {"independent": independent, "common tide": common, "steady": steady, "in proportion": pairs}
 
 
-def one(rng: random.Random, noise: Noise, traffic: str, leak: float, routes: int, rows: int) -> tuple[bool, bool, bool | None]:
+def one(
+    rng: random.Random, noise: Noise, traffic: str, leak: float, routes: int, rows: int
+) -> tuple[bool, bool, bool, bool | None]:
     counts = TRAFFIC[traffic](rng, routes, rows)
     guilty = rng.randrange(routes)
     cumulative = []
@@ -204,7 +206,8 @@ def one(rng: random.Random, noise: Noise, traffic: str, leak: float, routes: int
     right = leak > 0 and any(guilty in members for members in blamed)
     wrong = any(guilty not in members or leak == 0 for members in blamed)
     own = next((effect for effect in found.effects if effect.members == (guilty,)), None)
-    return right, wrong, None if own is None else own.low <= leak <= own.high
+    alone = leak > 0 and (guilty,) in blamed
+    return right, alone, wrong, None if own is None else own.low <= leak <= own.high
 
 
 def cost() -> None:
@@ -232,7 +235,9 @@ def main() -> None:
         cost()
         return
     print(f"{options.runs} runs each, {options.routes} routes, {options.rows} readings; per cent")
-    print(f"{'noise':20} {'traffic':14} | {'2 KB: found false covers':>26} | {'8 KB: found false covers':>26} | none: false")
+    print(
+        f"{'noise':20} {'traffic':14} | {'2 KB: found alone false covers':>31} | {'8 KB: found alone false covers':>31} | none: false"
+    )
     for name, noise in NOISES.items():
         if options.only and options.only not in name:
             continue
@@ -241,10 +246,10 @@ def main() -> None:
             for leak in (2048.0, 8192.0, 0.0):
                 rng = random.Random(f"{options.seed} {name} {traffic} {leak}")
                 results = [one(rng, noise, traffic, leak, options.routes, options.rows) for _ in range(options.runs)]
-                share = [100 * sum(result[place] for result in results) / len(results) for place in (0, 1)]
-                known = [result[2] for result in results if result[2] is not None]
+                share = [100 * sum(result[place] for result in results) / len(results) for place in (0, 1, 2)]
+                known = [result[3] for result in results if result[3] is not None]
                 covers = f"{100 * sum(known) / len(known):6.1f}" if known else "     –"
-                cells.append(f"{share[0]:12.1f} {share[1]:5.1f} {covers}" if leak else f"{share[1]:11.1f}")
+                cells.append(f"{share[0]:11.1f} {share[1]:5.1f} {share[2]:5.1f} {covers}" if leak else f"{share[2]:11.1f}")
             print(f"{name:20} {traffic:14} | {' | '.join(cells)}", flush=True)
 
 

@@ -3,9 +3,9 @@
 
     bench/middleware.py [--seconds 3] [--pairs 9] [--connections 16] [--only starlette|flask] [--cost]
 
-A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on, in processes
-of their own; stretches of load take turns (A B A B …), and the table shows the median of each and the median of the ratios of every B
-to the mean of its two neighbours.  With *--cost*: microseconds of the ledger and of the middlewares alone, without a server.
+A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on, in
+processes of their own; stretches of load take turns (A B A B …), and the table shows the median of each and the median of the ratios
+of every B to the mean of its two neighbours.  With *--cost*: microseconds of the ledger and of the middlewares alone, without a server.
 """
 
 from __future__ import annotations
@@ -115,10 +115,8 @@ def compare(kind: str, options: argparse.Namespace) -> None:
             watched.end()
     ratios = sorted(2 * on / (before + after) for before, on, after in zip(a, b, a[1:], strict=False))
     middle = statistics.median(ratios)
-    print(
-        f"{kind:10} {statistics.median(a):10.0f}/s {statistics.median(b):10.0f}/s {middle:8.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
-        flush=True,
-    )
+    spread = f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    print(f"{kind:10} {statistics.median(a):10.0f}/s {statistics.median(b):10.0f}/s {middle:8.3f} {spread}", flush=True)
 
 
 def cost() -> None:

@@ -4,9 +4,9 @@
     bench/routes.py [--runs 20] [--seconds 8] [--leaks 0,2048,8192] [--connections 8] [--interval 50ms] [--seed 1]
 
 Each run is a Starlette service of 8 routes under uvicorn, in a process of its own, watched at a short interval; a client in this
-process sends mixed traffic over concurrent connections: every route has its own mean and its own slow waves.  One route (another in
-each run) keeps 2,048 or 8,192 bytes of each request, or none does; the others make garbage, some of it in cycles, fill bounded caches
-and answer with strings of many sizes.
+process sends mixed traffic over concurrent connections: every route has its own mean and its own slow waves.  One route (another
+in each run) keeps 2,048 or 8,192 bytes of each request, or none does; the others make garbage, some of it in cycles, fill bounded
+caches and take memory for a moment.
 
 *regression*: the routes judged on the readings of the run, whatever the detector said.  *report*: what `watcher.report()` said in the
 end, which names a route only while the verdict is growing or leaking.

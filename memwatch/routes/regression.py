@@ -35,6 +35,8 @@ FALSE_BLAME = 0.01
 """Chance that a look blames any route wrongly, by design; docs/explanation/attribution.md has what was simulated."""
 LEAST_SHARE = 0.1
 """Of the level's growth: a route with less of it may be guilty, but not of this growth."""
+MOST_TOGETHER = 4
+"""Routes that can be blamed as one; "one of these eight" helps nobody."""
 TOGETHER = (0.97, 0.85)
 """Correlation above which routes are judged as one; the second is tried where nobody could be blamed with the first."""
 WALKS = (0.0, 0.001, 0.005, 0.02, 0.06, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
@@ -174,19 +176,25 @@ def _judged(
             break
         threshold = test
     effects = []
+    together = ""
     for place, group in enumerate(groups):
         estimate, error = fit.estimates[place], fit.errors[place]
         if not error < math.inf:
             continue  # a mixture of others
         share = estimate * (columns[place][-1] - columns[place][0]) / grown if grown > 0.0 else 0.0
-        blamed = (
+        stands_out = (
             estimate > 0.0
             and error > 0.0
             and estimate / error >= threshold
             and fit.informative[place] >= FEWEST_INFORMATIVE
             and share >= LEAST_SHARE
         )
+        blamed = stands_out and len(group) <= MOST_TOGETHER
+        if stands_out and not blamed:
+            together = f"it goes with requests of {len(group)} routes that go up and down together and cannot be told apart"
         effects.append(Effect(group, estimate, estimate - width * error, estimate + width * error, share, blamed))
+    if together:
+        return tuple(effects), together
     time = len(groups)
     by_time = fit.estimates[time] / fit.errors[time] if 0.0 < fit.errors[time] < math.inf else 0.0
     if by_time > student(FALSE_BLAME, fit.freedom):
