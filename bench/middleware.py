@@ -4,8 +4,9 @@
     bench/middleware.py [--seconds 3] [--pairs 9] [--connections 16] [--only starlette|flask] [--cost]
 
 A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on, in
-processes of their own; stretches of load take turns (A B A B …), and the table shows the median of each and the median of the ratios
-of every B to the mean of its two neighbours.  With *--cost*: microseconds of the ledger and of the middlewares alone, without a server.
+processes of their own; stretches of load take turns (A B A B …), and the table shows the median of each and the median of the
+ratios of every B to the mean of its two neighbours.  With *--cost*: microseconds of CPU of the ledger and of the middlewares alone,
+without a server.
 """
 
 from __future__ import annotations

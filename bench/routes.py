@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Which route leaks, on a real service: how often it is named, another one blamed, and the interval right.
 
-    bench/routes.py [--runs 20] [--seconds 8] [--leaks 0,2048,8192] [--connections 8] [--interval 50ms] [--seed 1]
+    bench/routes.py [--runs 20] [--seconds 8] [--warm-up 2] [--leaks 0,2048,8192] [--connections 8] [--interval 50ms] [--seed 1]
 
 Each run is a Starlette service of 8 routes under uvicorn, in a process of its own, watched at a short interval; a client in this
 process sends mixed traffic over concurrent connections: every route has its own mean and its own slow waves.  One route (another
 in each run) keeps 2,048 or 8,192 bytes of each request, or none does; the others make garbage, some of it in cycles, fill bounded
-caches and take memory for a moment.
+caches and take memory for a moment.  The watch begins after *--warm-up* seconds of traffic, in which the caches fill.
 
 *regression*: the routes judged on the readings of the run, whatever the detector said.  *report*: what `watcher.report()` said in the
 end, which names a route only while the verdict is growing or leaking.
@@ -93,7 +93,13 @@ class Memory:
         vitals._bind()
         return {name: value for source in ("memory", "malloc", "pools", "cpu") for name, value in vitals.sources[source]().items()}
 
-watcher = Watcher(interval=interval, directory=False, evidence="off", source=Memory(), socket=False).start()
+watcher = Watcher(interval=interval, directory=False, evidence="off", source=Memory(), socket=False)
+
+async def watch(request):
+    watcher.start()
+    return PlainTextResponse("watched")
+
+app.app.routes.append(Route("/watch", watch))
 # Of this protocol by name: else asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an acknowledgement.
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.bind(("127.0.0.1", 0))
@@ -163,9 +169,14 @@ def one(leak: int, guilty: int, seed: int, options: argparse.Namespace) -> dict[
         assert process.stdout is not None
         port = int(process.stdout.readline())
         connections = Connections(port, options.connections)
+        traffic = mixed(random.Random(seed), options.connections)
+        warm = time.monotonic() + options.warm_up
+        while time.monotonic() < warm:
+            connections.send(next(traffic))
+        connections.send(["/watch"])
         sent = 0
         end = time.monotonic() + options.seconds
-        for paths in mixed(random.Random(seed), options.connections):
+        for paths in traffic:
             connections.send(paths)
             sent += len(paths)
             if time.monotonic() > end:
@@ -183,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="for each size of a leak")
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds of traffic before the watch begins")
     parser.add_argument("--leaks", default="0,2048,8192", help="bytes per request")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--interval", default="50ms")

@@ -99,7 +99,7 @@ class Attribution:
         Returns:
             An event for each route blamed for the first time.
 
-        Cost: that of `memwatch.routes.regression.attribute`, once or twice, in slices of less than a millisecond.
+        Cost: that of `memwatch.routes.regression.attribute`, once to four times, in slices of less than a millisecond.
         """
         if verdict.state not in ("growing", "leaking"):
             self._found, self._note = {}, None
@@ -112,11 +112,15 @@ class Attribution:
             if self._looked_at == self._history.readings or (not asked and began < self._next_look_s):
                 return []
             self._looked_at = self._history.readings
-            readings = self._history.since(since_s if since_s is not None else 0.0)
+            windows = [self._history.since(since_s if since_s is not None else 0.0)]
+            whole = self._history.since(0.0)
+        # The detector says since when it is sure; most leaks are as old as the process, and more readings tell more.
+        if whole and windows[0] and whole[0].time_s < windows[0][0].time_s:
+            windows.append(whole)
         names = ledger.names()
         found: dict[str, dict[str, Any]] = {}
         note: str | None = "no channel that can be followed was read"
-        for channel, levels in _levels(verdict, readings):
+        for readings, channel, levels in [(rows, *tried) for rows in windows for tried in _levels(verdict, rows)]:
             kept = [(row, level) for row, level in zip(readings, levels, strict=True) if level is not None]
             times = [row.time_s for row, _ in kept]
             counts = [[row.counts[place] if place < len(row.counts) else 0.0 for row, _ in kept] for place in range(len(names))]
