@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from routes import Connections
 
 STARLETTE = """
@@ -62,33 +63,45 @@ ON = """import memwatch, importlib.util
     sinks = ["prometheus"] if importlib.util.find_spec("prometheus_client") and importlib.util.find_spec("memwatch.sinks") else None
     memwatch.start(sinks=sinks)"""
 
+PARTS = {"all": ON, "middleware": "pass", "unsampled": ON.replace("start(", "start(evidence='off', ")}
+
 
 class Service:
     """One server in a process of its own."""
 
-    def __init__(self, kind: str, on: bool, folder: Path, connections: int) -> None:
+    def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str) -> None:
         environment = {"PATH": "/usr/bin:/bin", "ON": "on" if on else "off", "MEMWATCH_DIR": str(folder / "records")}
         if kind == "starlette":
-            command = [sys.executable, "-c", STARLETTE.replace("    ON\n", f"    {ON}\n", 1), environment["ON"]]
+            command = [sys.executable, "-c", STARLETTE.replace("    ON\n", f"    {PARTS[part]}\n", 1), environment["ON"]]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             assert self.process.stdout is not None
             port = int(self.process.stdout.readline())
         else:
-            (folder / "app.py").write_text(FLASK.replace("    ON\n", f"    {ON}\n", 1))
+            (folder / "app.py").write_text(FLASK.replace("    ON\n", f"    {PARTS[part]}\n", 1))
             command = [sys.executable, "-m", "gunicorn", "app:app", "--chdir", str(folder), "--bind", "127.0.0.1:0"]
             command += ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "30", "--no-control-socket"]
             self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
             assert self.process.stderr is not None
             port = next(int(line.split("127.0.0.1:")[1].split()[0]) for line in self.process.stderr if "Listening at" in line)
         self.connections = Connections(port, connections)
+        self.requests, self.used_s = 0, 0.0
+
+    def cpu_s(self) -> float:
+        """CPU used by the server's processes."""
+        process = psutil.Process(self.process.pid)
+        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+        return sum(one.user + one.system for one in times)
 
     def stretch(self, seconds: float) -> float:
-        """Requests per second."""
+        """Requests per second; adds to `requests` and `used_s`."""
+        before_s = self.cpu_s()
         done, paths = 0, [f"/orders/{number}" for number in range(len(self.connections.sockets))]
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             self.connections.send(paths)
             done += len(paths)
+        self.requests += done
+        self.used_s += self.cpu_s() - before_s
         return done / (time.perf_counter() - began)
 
     def end(self) -> None:
@@ -103,10 +116,13 @@ def compare(kind: str, options: argparse.Namespace) -> None:
         for folder in folders:
             folder.mkdir()
         connections = min(options.connections, 4) if kind == "flask" else options.connections
-        bare, watched = (Service(kind, on, folder, connections) for on, folder in zip((False, True), folders, strict=True))
+        bare, watched = (
+            Service(kind, on, folder, connections, options.part) for on, folder in zip((False, True), folders, strict=True)
+        )
         try:
             for service in (bare, watched):
                 service.stretch(min(1.0, options.seconds))
+                service.requests, service.used_s = 0, 0.0
             a, b = [bare.stretch(options.seconds)], []
             for _ in range(options.pairs):
                 b.append(watched.stretch(options.seconds))
@@ -117,7 +133,12 @@ def compare(kind: str, options: argparse.Namespace) -> None:
     ratios = sorted(2 * on / (before + after) for before, on, after in zip(a, b, a[1:], strict=False))
     middle = statistics.median(ratios)
     spread = f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    print(f"{kind:10} {statistics.median(a):10.0f}/s {statistics.median(b):10.0f}/s {middle:8.3f} {spread}", flush=True)
+    cpu = [service.used_s / service.requests * 1e6 for service in (bare, watched)]
+    print(
+        f"{kind:10} {statistics.median(a):10.0f}/s {statistics.median(b):10.0f}/s {middle:8.3f} {spread}"
+        f"   CPU per request {cpu[0]:.0f} and {cpu[1]:.0f} µs: {cpu[0] / cpu[1]:.3f}",
+        flush=True,
+    )
 
 
 def cost() -> None:
@@ -182,6 +203,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", choices=("starlette", "flask"))
+    parser.add_argument("--part", choices=PARTS, default="all", help="all, the middleware alone, or all but the allocation sampler")
     parser.add_argument("--cost", action="store_true")
     options = parser.parse_args()
     if options.cost:

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Which route leaks, on a real service: how often it is named, another one blamed, and the interval right.
 
-    bench/routes.py [--runs 20] [--seconds 8] [--warm-up 2] [--leaks 0,2048,8192] [--connections 8] [--interval 50ms] [--seed 1]
+    bench/routes.py [--runs 20] [--seconds 8] [--warm-up 2] [--leaks 0,2048,8192] [--connections 8] [--interval 50ms]
 
 Each run is a Starlette service of 8 routes under uvicorn, in a process of its own, watched at a short interval; a client in this
 process sends mixed traffic over concurrent connections: every route has its own mean and its own slow waves.  One route (another
 in each run) keeps 2,048 or 8,192 bytes of each request, or none does; the others make garbage, some of it in cycles, fill bounded
 caches and take memory for a moment.  The watch begins after *--warm-up* seconds of traffic, in which the caches fill.
 
-*regression*: the routes judged on the readings of the run, whatever the detector said.  *report*: what `watcher.report()` said in the
-end, which names a route only while the verdict is growing or leaking.
+*regression*: the routes judged on the readings of the run, whatever the detector said.  *report*: what `watcher.report()` said in
+the end, which names a route only while the verdict is growing or leaking.
 """
 
 from __future__ import annotations
