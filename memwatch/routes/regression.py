@@ -31,7 +31,7 @@ FEWEST_ACTIVE = 6
 """A route that was called in fewer windows than this could stand beside growth by chance."""
 FEWEST_INFORMATIVE = 5.0
 """Windows that carry a coefficient, counted by their weight; below this one burst decides, and the central limit does not hold."""
-FALSE_BLAME = 0.01
+FALSE_BLAME = 0.003
 """Chance that a look blames any route wrongly, by design; docs/explanation/attribution.md has what was simulated."""
 LEAST_SHARE = 0.1
 """Of the level's growth: a route with less of it may be guilty, but not of this growth."""
