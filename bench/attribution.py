@@ -3,10 +3,10 @@
 
     bench/attribution.py [--runs 200] [--rows 120] [--routes 8] [--seed 1] [--only NAME] [--cost]
 
-Simulated readings go through memwatch/routes/regression.py as they are.  One route leaks 2,048 or 8,192 bytes
-per request, or nothing does.  *found*: the leaking route is blamed, alone or in a group of at most four that is said to be inseparable;
-*alone*: by itself.  *false*: a route that does not leak is blamed, in no group with the leaking one.  *covers*: the 95 % interval of
-the leaking route's bytes per request holds the truth, where it is judged alone.
+Simulated readings go through memwatch/routes/regression.py as they are.  One route leaks 2,048 or 8,192 bytes per request, or
+nothing does.  *found*: the leaking route is blamed, alone or in a group of at most four that is said to be inseparable; *alone*: by
+itself.  *false*: a route that does not leak is blamed, in no group with the leaking one.  *covers*: the 95 % interval of the
+leaking route's bytes per request holds the truth, where it is judged alone.
 """
 
 from __future__ import annotations

@@ -45,7 +45,6 @@ LAYERS: dict[str, int] = {
     "memwatch.endpoints": 4,
     "memwatch.recycling": 4,
     "memwatch.boot": 4,
-    "memwatch.integrations": 5,
     "memwatch.cli": 5,
     "memwatch.integrations": 5,
     "memwatch.__main__": 5,
