@@ -206,6 +206,16 @@ def test_an_application_without_routes_is_counted_by_its_path_with_ids_replaced(
     assert figures()["GET /a/{id}/b"].requests == 3
 
 
+def test_what_an_application_without_routes_does_not_find_is_unmatched() -> None:
+    async def not_found(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    for path in ("/.env", "/wp-admin.php"):
+        call(not_found, path=path)
+    assert figures()["(unmatched)"].requests == 2
+
+
 def test_a_method_that_is_none_makes_no_route_of_its_own() -> None:
     for word in ("FOO", "BAR", "get"):
         call(answer, method=word, path="/a")

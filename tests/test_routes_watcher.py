@@ -225,6 +225,19 @@ def test_a_stopped_watcher_is_not_kept_by_the_ledger() -> None:
     assert gone() is None
 
 
+def test_a_watcher_that_was_dropped_without_a_stop_is_not_kept_either() -> None:
+    book = routes.ledger()
+    watcher = Watcher(interval="1h", directory=False, evidence="off")
+    book.end(book.begin(), "GET /")
+    watcher.tick()
+    gone = weakref.ref(watcher)
+    del watcher
+    gc.collect()
+    assert gone() is None
+    assert book.read_rss is not None
+    assert book.read_rss() is None
+
+
 def test_the_setting_of_off_measures_no_single_request() -> None:
     watcher = Watcher(interval="1h", directory=False, evidence="off", request_growth="off")
     book = routes.ledger()

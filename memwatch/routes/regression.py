@@ -37,8 +37,9 @@ LEAST_SHARE = 0.1
 """Of the level's growth: a route with less of it may be guilty, but not of this growth."""
 MOST_TOGETHER = 4
 """Routes that can be blamed as one; "one of these eight" helps nobody."""
-TOGETHER = (0.97, 0.85)
-"""Correlation above which routes are judged as one; the second is tried where nobody could be blamed with the first."""
+TOGETHER = (0.999, 0.97, 0.85)
+"""Correlation above which routes are judged as one: at first those that are one for every purpose (a coefficient of either would
+have an error, but which of them has it would be chance), then more where nobody could be blamed so."""
 WALKS = (0.0, 0.001, 0.005, 0.02, 0.06, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
 """The grid: variance of the walk's step over that of step and noise together."""
 STEP = 4.5
@@ -145,7 +146,7 @@ def attribute(
             if fit is None:
                 return Attribution(note="the routes' requests and time cannot be told apart")
         if len(groups) == before:
-            break  # nothing new to try
+            continue  # nothing new to try
         before = len(groups)
         found, why = _judged(groups, columns, fit, grown)
         found, why = _confirmed(times, groups, columns, nuisance, levels, found, why, grown, breathe)
