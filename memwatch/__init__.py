@@ -109,6 +109,7 @@ def start(
     on_pressure: Callable[[Pressure], Any] | None = None,
     cleanup_interval: str | bool | None = None,
     record_limit: str | None = None,
+    request_growth: str | bool | None = None,
     socket: bool | str | None = None,
 ) -> Watcher:
     """Watch this process.  Returns the running watcher; a second call returns the same one.
@@ -132,6 +133,8 @@ def start(
         on_pressure: called with a `Pressure` when a level is entered.
         cleanup_interval: time between periodic clean-ups, or False [5m].
         record_limit: size the record stays within [32MiB].
+        request_growth: a single request that grows resident memory by this much is told of, where an integration counts requests;
+            False: none is [10MiB].
         socket: `"on"`: `memwatch report --now` of the same user reaches this process; `"control"`: `memwatch gc`, too; `"off"`
             [on].
 
@@ -158,6 +161,7 @@ def start(
         "name": name,
         "cleanup_interval": cleanup_interval,
         "record_limit": record_limit,
+        "request_growth": request_growth,
         "socket": socket,
     }
     with forks.lock:

@@ -172,6 +172,10 @@ def log_event(event: Event) -> None:
         say("memory grows by %s, at or above the growth limit", units.format_rate(details["rate"]))
     elif event.what == "alert":
         say("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
+    elif event.what == "note" and details.get("note") in ("request", "route"):
+        from memwatch.report.happenings import happened  # loaded when there is something to say
+
+        say("%s", happened(event))
     elif event.what == "finding":
         reason = f" ({details['reason']})" if details["reason"] else ""
         held = "held by " + " → ".join(details["held_by"]) if details["held_by"] else details["note"]

@@ -60,6 +60,8 @@ class Config:
     cleanup_interval_s: float = 300.0
     """0: no periodic clean-up."""
     record_limit_bytes: int = 32 * 1024**2
+    request_growth_bytes: int = 10 * 1024**2
+    """A single request that grows resident memory by this much while no other is under way is told of; 0: none is."""
     sinks: tuple[str, ...] = ()
     """Names of sinks (`memwatch.sinks`)."""
     socket: SocketMode = "on"
@@ -97,6 +99,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels",),
     "cleanup_interval": ("cleanup_interval_s",),
     "record_limit": ("record_limit_bytes",),
+    "request_growth": ("request_growth_bytes",),
     "sinks": ("sinks",),
     "socket": ("socket",),
 }
@@ -246,6 +249,15 @@ def _record_limit(value: Any) -> dict[str, Any]:
     return {"record_limit_bytes": size}
 
 
+def _request_growth(value: Any) -> dict[str, Any]:
+    if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false", "none")):
+        return {"request_growth_bytes": 0}
+    size = units.parse_size(value)
+    if size < 1024**2:
+        raise _Refused("at least 1MiB")
+    return {"request_growth_bytes": size}
+
+
 def _sinks(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         # A webhook's address may hold a comma.
@@ -277,6 +289,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cleanup_interval", "MEMWATCH_CLEANUP_INTERVAL", f"'off', or {units.DURATIONS_ACCEPTED}, at least 1s", _cleanup_interval
     ),
     Setting("record_limit", "MEMWATCH_RECORD_LIMIT", f"{units.SIZES_ACCEPTED}, at least 1MiB", _record_limit),
+    Setting("request_growth", "MEMWATCH_REQUEST_GROWTH", f"'off', or {units.SIZES_ACCEPTED}, at least 1MiB", _request_growth),
     Setting("sinks", "MEMWATCH_SINKS", "names such as sentry,prometheus (or a list)", _sinks),
     Setting("socket", "MEMWATCH_SOCKET", "one of " + ", ".join(SOCKET_MODES), _socket),
 )
@@ -434,6 +447,7 @@ def described(config: Config) -> list[tuple[str, str, str]]:
         "labels": ", ".join(f"{key}={value}" for key, value in config.labels.items()) or "none",
         "cleanup_interval": units.format_duration(config.cleanup_interval_s) if config.cleanup_interval_s else "off",
         "record_limit": units.format_size(config.record_limit_bytes),
+        "request_growth": units.format_size(config.request_growth_bytes) if config.request_growth_bytes else "off",
         "sinks": ", ".join(name.partition(":")[0] for name in config.sinks) or "none",  # an address may hold a secret
         "socket": config.socket,
     }

@@ -467,6 +467,10 @@ class Report:
     statistics: Statistics
     evidence: tuple[Evidence, ...] = ()
     caches: tuple[Mapping[str, Any], ...] = ()
+    routes: tuple[Mapping[str, Any], ...] = ()
+    """What each route and job did, those blamed for the growth first, then the busiest: docs/reference/report-schema.md."""
+    routes_note: str | None = None
+    """Why no route is blamed for growth; None where nothing grows, nobody counts, or one is."""
     events: tuple[Event, ...] = ()
     history: tuple[Sample, ...] = ()
     """Thinned to a few hundred samples; not part of the JSON report (the record has all of them)."""
@@ -528,6 +532,8 @@ class Report:
             "evidence_taken": iso(self.evidence_taken),
             "evidence": [item.to_dict() for item in self.evidence],
             "caches": [dict(item) for item in self.caches],
+            "routes": [dict(item) for item in self.routes],
+            "routes_note": self.routes_note,
             "events": [event.to_dict() for event in self.events],
             "fingerprint": self.fingerprint,
         }
@@ -543,6 +549,8 @@ class Report:
             statistics=Statistics.from_dict(source),
             evidence=tuple(Evidence.from_dict(item) for item in _items(source, "evidence")),
             caches=tuple(_checked("caches", "Mapping[str, Any]", item) for item in _items(source, "caches")),
+            routes=tuple(_checked("routes", "Mapping[str, Any]", item) for item in _items(source, "routes")),
+            routes_note=_checked("routes_note", "str | None", source.get("routes_note")),
             events=tuple(Event.from_dict(item) for item in _items(source, "events")),
             evidence_taken=unix(source.get("evidence_taken")),
         )

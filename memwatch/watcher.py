@@ -32,6 +32,8 @@ from memwatch.model import CHANNEL_BY_NAME, Census, Event, Evidence, Kind, Proce
 from memwatch.pressure import Level, Pressure, ReliefHooks
 from memwatch.record import RecordError, read_report
 from memwatch.relief import Relief, Situation, collect_is_cheap
+from memwatch.routes import known as known_ledger
+from memwatch.routes.attribution import Attribution
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
 from memwatch.vitals import Vitals, collect_garbage, read_pools_with, trim
@@ -114,6 +116,7 @@ class Watcher:
     _process: Process | None
     _relief: Relief
     _journal: Journal
+    _routes: Attribution
     _evidence: tuple[Evidence, ...]
     _kind_found: Kind | None
 
@@ -135,6 +138,7 @@ class Watcher:
         on_pressure: Callable[[Pressure], Any] | None = None,
         cleanup_interval: str | bool | None = None,
         record_limit: str | None = None,
+        request_growth: str | bool | None = None,
         socket: bool | str | None = None,
         hooks: ReliefHooks | None = None,
         expectations: Expectations | None = None,
@@ -155,6 +159,7 @@ class Watcher:
                 "name": name,
                 "cleanup_interval": cleanup_interval,
                 "record_limit": record_limit,
+                "request_growth": request_growth,
                 "socket": socket,
             }
         )
@@ -277,6 +282,7 @@ class Watcher:
 
     def report(self) -> Report:
         """Everything known.  Where there is a record, the curve, all events and the evidence come from it."""
+        self._look_at_routes(asked=True)
         with self._state_lock:
             report = replace(self._report(estimate=True), events=tuple(self._events))
             path = self.record_path
@@ -372,6 +378,7 @@ class Watcher:
         return self._verdict
 
     def _tick(self) -> None:
+        self._look_at_routes()
         with self._state_lock:
             if not self._tally.samples:
                 forks.watch(self)  # also where tick() is called by hand
@@ -389,6 +396,7 @@ class Watcher:
             more, occasions = self._consequences(before, self._verdict, now_s)
             events += more
             census = self._census(conclusion, now_s)
+            events += self._routes.observe(sample)
             report = self._report()
             journal = self._journal  # a stop and start meanwhile begin another one
         # From here on without the state lock: hooks and sinks are the program's code.
@@ -484,6 +492,16 @@ class Watcher:
         if self._verdict.state == "leaking" or not self._inquiry.pending:
             return found
         return replace(found, state="growing", severity=None, reason=f"{found.reason}; what grows is being looked at")
+
+    def _look_at_routes(self, *, asked: bool = False) -> None:
+        """Find out whose requests the growth goes with; without a lock, because it may take a tenth of a second."""
+        verdict = self._verdict
+        since_s = None if verdict.since is None else verdict.since - self._anchor_s
+        try:
+            for event in self._routes.look(verdict, since_s, asked=asked):
+                self.note(event.what, event.details)
+        except Exception as error:
+            self._fail("routes", error, disabled=False)
 
     def _census(self, conclusion: Conclusion | None, now_s: float) -> Census | None:
         levels = conclusion.levels if conclusion is not None else self._inquiry.levels_due(self.clock.monotonic())
@@ -635,6 +653,7 @@ class Watcher:
         if self._live is not None:
             self._live.close()
         self._audience.ended()
+        self._routes.end()
         with self._state_lock:
             self._inquiry.end()
             if not Sampling.in_use():
@@ -721,6 +740,11 @@ class Watcher:
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )
+        self._routes = Attribution(
+            known_ledger,
+            threshold_bytes=self.config.request_growth_bytes,
+            read_rss=self.read_rss if self._given_source is None else None,
+        )
         self._journal = Journal(
             self.config.directory,
             self._described,
@@ -793,7 +817,8 @@ class Watcher:
 
     def _report(self, *, estimate: bool = False) -> Report:
         statistics = self._tally.statistics(self._uptime(), self._verdicts())
-        return Report(self._described(), self._verdict, statistics, self._evidence, registry.rows(estimate=estimate))
+        caches, routes = registry.rows(estimate=estimate), self._routes.rows()
+        return Report(self._described(), self._verdict, statistics, self._evidence, caches, routes, self._routes.note)
 
     def _described(self) -> Process:
         if self._process is None:

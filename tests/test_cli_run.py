@@ -271,6 +271,7 @@ def test_every_setting_survives_the_way_through_the_environment() -> None:
         "evidence": "off", "sample_every": "1MiB", "directory": "/somewhere", "name": "a b", "labels": {"a": "1", "b": "2"},
         "cleanup_interval": "off",
         "record_limit": "5MiB",
+        "request_growth": "15MiB",
         "sinks": "sentry,webhook:https://h/x?a=1,2",
         "socket": "control",
     }  # fmt: skip

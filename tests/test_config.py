@@ -20,6 +20,7 @@ MEMWATCH_SETTINGS = {
     "labels": ("a=1, b=2", "labels", {"a": "1", "b": "2"}),
     "cleanup_interval": ("1m", "cleanup_interval_s", 60.0),
     "record_limit": ("8MiB", "record_limit_bytes", 8 * 2**20),
+    "request_growth": ("25MiB", "request_growth_bytes", 25 * 2**20),
     "sinks": ("sentry,otel", "sinks", ("sentry", "otel")),
     "socket": ("control", "socket", "control"),
 }
@@ -74,7 +75,7 @@ def test_a_broken_pyproject_is_a_setting_error_that_names_the_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize("bare", ["10", 10, 10.0, "2.5"])
-@pytest.mark.parametrize("name", ["interval", "growth_limit", "memory_limit", "cleanup_interval", "record_limit"])
+@pytest.mark.parametrize("name", ["interval", "growth_limit", "memory_limit", "cleanup_interval", "record_limit", "request_growth"])
 def test_a_bare_number_where_a_unit_matters_is_refused_and_told_so(name: str, bare: object) -> None:
     with pytest.raises(SettingError, match=rf"{name}: {bare!r} \(from argument\) is not accepted.*Give"):
         load({name: bare}, environ={})

@@ -24,6 +24,7 @@ _METAVARS = {
     "name": "NAME",
     "cleanup_interval": "DURATION",
     "record_limit": "SIZE",
+    "request_growth": "SIZE",
     "sinks": "NAMES",
     "socket": "MODE",
 }
@@ -39,6 +40,7 @@ _HELP = {
     "name": "What the process is called in reports [from its command].",
     "cleanup_interval": "Time between periodic clean-ups, or off [5m].",
     "record_limit": "Size a record stays within [32MiB].",
+    "request_growth": "A single request that grows memory by this much is told of, or off [10MiB].",
     "sinks": "Where leaks are told besides the log: sentry,prometheus,otel,webhook:URL [none].",
     "socket": "on: `memwatch report --now` reaches the process; control: `memwatch gc`, too; off [on].",
 }

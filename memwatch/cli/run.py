@@ -101,6 +101,7 @@ def as_environment(loaded: config.Config) -> dict[str, str]:
         "labels": ",".join(f"{key}={value}" for key, value in loaded.labels.items()),
         "cleanup_interval": f"{loaded.cleanup_interval_s!r}s" if loaded.cleanup_interval_s else "off",
         "record_limit": f"{loaded.record_limit_bytes}B",
+        "request_growth": f"{loaded.request_growth_bytes}B" if loaded.request_growth_bytes else "off",
         "sinks": ",".join(loaded.sinks),
         "socket": loaded.socket,
     }

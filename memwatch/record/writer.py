@@ -416,7 +416,7 @@ def _row(sample: Sample) -> list[Any]:
 def _without_history(report: Report) -> dict[str, Any]:
     """What changes every tick.  Events, evidence and the process have their own tables."""
     whole = report.to_dict()
-    return {key: whole[key] for key in ("schema", "verdict", "channels", "samples", "uptime_s", "caches")}
+    return {key: whole[key] for key in ("schema", "verdict", "channels", "samples", "uptime_s", "caches", "routes", "routes_note")}
 
 
 def _open(directory: Path, process: Process, limit_bytes: int, *, resume: bool) -> tuple[sqlite3.Connection, Path]:

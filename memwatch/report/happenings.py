@@ -8,7 +8,7 @@ from typing import Any
 
 from memwatch.model import CHANNEL_BY_NAME, Event
 from memwatch.report.layout import shown
-from memwatch.report.words import of_limit, what_runs_out
+from memwatch.report.words import blame, of_limit, what_runs_out
 from memwatch.units import format_count, format_duration, format_rate, format_size
 
 BYTES = ("rss", "limit", "threshold", "freed", "rss_freed", "grown", "bytes")
@@ -74,6 +74,11 @@ def _block(details: Mapping[str, Any]) -> str:
 
 
 def _note(details: Mapping[str, Any]) -> str:
+    if details["note"] == "request":
+        took = f"in one request of {format_duration(details['took_s'])} that ran alone"
+        return f"{details['route']} grew resident memory by {format_size(details['grown'])} {took}"
+    if details["note"] == "route":
+        return blame(details)
     seconds = details.get("seconds")
     return str(details["note"]) + (f" ({format_duration(abs(seconds))})" if seconds is not None else "")
 

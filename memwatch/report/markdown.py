@@ -12,7 +12,10 @@ from memwatch.report.layout import shown
 from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
 from memwatch.report.text import COLLECTOR_TITLES, SUSPECTS_SHOWN, facts
 from memwatch.report.words import (
+    ROUTE_HEADER,
     amount,
+    blame,
+    blamed_routes,
     cache_line,
     channel_pace,
     channel_state,
@@ -20,6 +23,7 @@ from memwatch.report.words import (
     headline,
     moment,
     not_the_cause,
+    route_cells,
     says_only_now,
     share_of,
     status,
@@ -66,6 +70,8 @@ def _blocks(report: Report) -> Iterator[list[str]]:
         )
     for evidence in report.evidence:
         yield from _evidence(evidence)
+    if report.routes:
+        yield from _routes(report)
     if report.caches:
         yield ["Caches:"]
         yield [f"- {code(cache_line(cache))}" for cache in report.caches]
@@ -77,6 +83,15 @@ def _blocks(report: Report) -> Iterator[list[str]]:
         yield ["</details>"]
     yield [f"- {name}: {code(text)}" for name, text in facts(report)]
     yield [f"Fingerprint: `{report.fingerprint}`"]
+
+
+def _routes(report: Report) -> Iterator[list[str]]:
+    for row in blamed_routes(report.routes):
+        yield [f"**Route:** {escaped(blame(row))}"]
+    if report.routes_note and not blamed_routes(report.routes):
+        yield [f"Which route it is cannot be told: {escaped(report.routes_note)}"]
+    rows = [route_cells(row) for row in report.routes]
+    yield _table(("route", *ROUTE_HEADER[1:]), [(code(row[0]), *row[1:]) for row in rows], right=range(1, len(ROUTE_HEADER)))
 
 
 def _proof(report: Report) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from memwatch.model import EXPLAINING, Evidence, Report, Suspect
 from memwatch.report.causes import UNSURE_BELOW, known_causes
 from memwatch.report.layout import cells, glued, padded, shown, wrapped
-from memwatch.report.words import RESOURCE_KINDS, headline, is_lookalike, moment, not_the_cause, share_of
+from memwatch.report.words import RESOURCE_KINDS, blame, blamed_routes, headline, is_lookalike, moment, not_the_cause, share_of
 from memwatch.units import format_count, format_size
 
 ROWS = 3
@@ -270,4 +270,9 @@ def brief(report: Report, *, width: int = BRIEF_WIDTH) -> str:
             if item.note and item.collector in EXPLAINING
             for line in wrapped(f"{shown(item.collector)}: {shown(item.note)}", width, first=INDENT, rest=INDENT * 2)
         ]
-    return "\n".join((first, *lines))
+    told = [
+        line
+        for row in blamed_routes(report.routes)[:2]
+        for line in wrapped(shown(blame(row)), width, first=INDENT, rest=INDENT * 2)
+    ]
+    return "\n".join((first, *told, *lines))

@@ -13,8 +13,11 @@ from memwatch.report.happenings import happened
 from memwatch.report.layout import cells, padded, shown, table, wrapped
 from memwatch.report.proof import INDENT, TRAILS, counted, joined, numbers, others, proof_lines
 from memwatch.report.words import (
+    ROUTE_HEADER,
     amount,
     as_of,
+    blame,
+    blamed_routes,
     cache_line,
     channel_pace,
     channel_state,
@@ -22,6 +25,7 @@ from memwatch.report.words import (
     fate_word,
     headline,
     moment,
+    route_cells,
     says_only_now,
     share_of,
     status,
@@ -65,6 +69,7 @@ def render_text(report: Report, *, width: int = WIDTH) -> str:
         list(_channels(report, width)),
         *(list(_evidence(item, width)) for item in report.evidence),
         list(_alive(report, width)),
+        list(_routes(report, width)),
         list(_caches(report, width)),
         list(_happened(report, width)),
         list(_facts(report, width)),
@@ -169,6 +174,34 @@ def _evidence(evidence: Evidence, width: int) -> Iterator[str]:
         yield from wrapped(others(left_out), width, first=indent)
     if evidence.note and evidence.suspects:
         yield from wrapped(shown(evidence.note), width, first=f"{INDENT}note: ", rest=INDENT * 2)
+
+
+ROUTES_SHOWN = 6
+"""With what is blamed, the header and the count of the others: ten lines at most, where names are not too long for one."""
+
+
+def _routes(report: Report, width: int) -> Iterator[str]:
+    if not report.routes:
+        return
+    blamed = blamed_routes(report.routes)[:2]
+    if blamed:
+        for row in blamed:
+            yield from wrapped(shown(blame(row)), width, first=INDENT, rest=INDENT * 2)
+    elif report.routes_note:
+        yield from wrapped(f"which route it is cannot be told: {shown(report.routes_note)}", width, first=INDENT, rest=INDENT * 2)
+    kept = report.routes[:ROUTES_SHOWN]
+    rows = [("routes", *ROUTE_HEADER[1:]), *map(route_cells, kept)]
+    used = [column for column in range(len(ROUTE_HEADER)) if column == 0 or any(cell[column] for cell in rows[1:])]
+    lines = table([[cell[column] for column in used] for cell in rows], right=range(1, len(used)))
+    if max(map(cells, lines)) + len(INDENT) <= width:
+        yield from (INDENT + line for line in lines)
+    else:
+        yield f"{INDENT}routes:"
+        for name, *figures in rows[1:]:
+            parts = [f"{what} {figure}" for what, figure in zip(ROUTE_HEADER[1:], figures, strict=True) if figure]
+            yield from wrapped(f"{name}  {', '.join(parts)}", width, first=INDENT * 2, rest=INDENT * 3)
+    if report.routes[ROUTES_SHOWN:]:
+        yield f"{INDENT}… and {len(report.routes) - len(kept)} more"
 
 
 def _caches(report: Report, width: int) -> Iterator[str]:

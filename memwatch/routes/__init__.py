@@ -1,0 +1,37 @@
+"""Per route and per job: requests, errors, response times, and which route leaks how many bytes per request.
+
+    number = routes.ledger().begin("job:thumbnails")
+    ...
+    routes.ledger().end(number, "job:thumbnails", failed=False)
+
+Integrations call these two; a watcher reads what was counted.  `ledger` counts, `history` keeps counts and levels over time,
+`regression` judges (pure), `attribution` is what a watcher has of it all.
+
+Law: importing registers nothing; the first `ledger()` does.
+"""
+
+from __future__ import annotations
+
+import os
+
+from memwatch.routes.ledger import OTHER, RELATIVE_ERROR, UNMATCHED, Figures, Ledger
+
+__all__ = ["OTHER", "RELATIVE_ERROR", "UNMATCHED", "Figures", "Ledger", "known", "ledger"]
+
+_ledger: Ledger | None = None
+
+
+def ledger() -> Ledger:
+    """The ledger of this process; a forked child's begins empty."""
+    global _ledger
+    if _ledger is None:
+        made = Ledger()
+        _ledger = made
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=made.clear)
+    return _ledger
+
+
+def known() -> Ledger | None:
+    """The ledger of this process, if anything in it counts requests."""
+    return _ledger

@@ -1,0 +1,309 @@
+"""What every route and job did: counted as it is done, in bounded memory, at next to no cost.
+
+Law: nothing of a request is kept when it is over but numbers in arrays that exist already.  Whatever paths come, there are at most
+`MOST_ROUTES` rows; the others share `OTHER`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterable
+from itertools import count as numbers_from
+from math import log
+from operator import add
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from memwatch import osthread
+
+MOST_ROUTES = 200
+"""Rows; one takes some 2.5 KiB."""
+OTHER = "(other)"
+UNMATCHED = "(unmatched)"
+LONGEST_NAME = 200
+MOST_IN_FLIGHT = 10_000
+"""Requests under way that are timed; more are only counted."""
+
+BUCKETS_PER_OCTAVE = 8
+RELATIVE_ERROR = 2 ** (0.5 / BUCKETS_PER_OCTAVE) - 1
+"""Of a percentile: 4.4 %, half a bucket."""
+FIRST_S = 1e-5
+"""What takes less is in the first bucket."""
+BUCKETS = 272
+"""Up to 43 hours; what takes longer is in the last."""
+_PER_E = BUCKETS_PER_OCTAVE / math.log(2)
+_FIRST = math.log(FIRST_S)
+RECENT_S = 300.0
+"""Percentiles are of the last one to two times this."""
+
+DUTY = 0.005
+"""Part of the time of requests that may go into reading resident memory before and after them (3 to 10 µs each)."""
+FASTEST_FILL_BYTES_PER_S = 20e9
+"""No core touches new pages faster (the kernel clears them: some 1 to 10 GB/s; guess, on the safe side): a request that took less
+than a threshold's worth has not grown by it, and needs no second reading."""
+SAY_AGAIN_S = 600.0
+"""A route that grows with each request is told of once in this time."""
+NOTES_KEPT = 20
+
+
+class Grown(NamedTuple):
+    """A single request during which resident memory grew beyond the threshold, while no other was under way."""
+
+    route: str
+    bytes: float
+    took_s: float
+
+
+class Figures(NamedTuple):
+    """What one route did until now."""
+
+    route: str
+    requests: int
+    errors: int
+    in_flight: int
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    """Of the last five to ten minutes; None where nothing was timed in them."""
+
+
+class _Route:
+    __slots__ = ("earlier", "errors", "recent", "requests", "told_s")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.recent = array("I", bytes(4 * BUCKETS))
+        self.earlier = array("I", bytes(4 * BUCKETS))
+        self.told_s = -math.inf
+
+
+class Ledger:
+    """The counts of one process.
+
+    Args:
+        clock: monotonic seconds.
+
+    Threads: every method from any, greenlets too; a lock is held for less than a microsecond.  A forked child begins with none.
+    Cost: `begin` and `end` together 1.5 to 2.5 µs (bench/middleware.py --cost).
+    """
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew: of a parent's requests none is this process's."""
+        self.read_rss: Callable[[], float | None] | None = None
+        """How resident memory is read; None: single requests are not measured."""
+        self.threshold_bytes = 0.0
+        """Growth during one request from which on it is told; 0: never."""
+        self._lock = osthread.new_rlock()
+        self._routes: dict[str, _Route] = {}
+        self._flying: dict[int, tuple[float, Any, tuple[Any, ...]]] = {}
+        self._numbers = numbers_from(1)
+        self._begun = 0
+        self._alone: tuple[int, float] | None = None
+        self._busy_s = 0.0
+        self._spent_s = 0.0
+        self._rotated_s = self._clock()
+        self._grown: list[Grown] = []
+
+    # -- what a request calls --------------------------------------------------------------------------------------------------
+
+    # No lock where one call into C does it: taking a number, and putting into a dictionary by a number.  Nothing is claimed of two
+    # requests that overlap, whatever the order in which their threads come by here: whoever is not alone, or ends, clears `_alone`,
+    # and a claim is made only by the one that set it while nobody else is under way.
+
+    def begin(self, route: str | Callable[..., str] | None = None, *arguments: Any) -> int:
+        """A request begins.
+
+        Args:
+            route: its route if that is known by now, or a function that says it while the request is under way.
+            arguments: those of that function.
+
+        Returns:
+            Its number, for `end`.  Never raises.
+        """
+        self._begun = number = next(self._numbers)
+        flying = self._flying
+        under_way = len(flying)
+        if under_way < MOST_IN_FLIGHT:
+            flying[number] = (self._clock(), route, arguments)
+        if under_way:
+            self._alone = None
+        elif self.threshold_bytes and self._spent_s <= DUTY * self._busy_s:
+            before = self._resident()
+            self._alone = None if before is None else (number, before)
+        return number
+
+    def end(self, number: int, route: str, failed: bool = False) -> None:
+        """A request is over, its answer sent to the last byte.
+
+        Args:
+            number: what `begin` returned.
+            route: its low-cardinality name: `POST /users/{id}`, `job:send_mail`.
+            failed: whether it raised, or answered with a status of 500 or more.
+
+        Never raises.
+        """
+        now = self._clock()
+        flying = self._flying
+        entry = flying.pop(number, None)
+        took_s = FIRST_S if entry is None else now - entry[0]
+        # As `_bucket`, without a call.
+        bucket = int((log(took_s) - _FIRST) * _PER_E) if took_s > FIRST_S else 0
+        with self._lock:
+            figures = self._routes.get(route) or self._new(route)
+            figures.requests += 1
+            if failed:
+                figures.errors += 1
+            if entry is not None:
+                figures.recent[bucket if bucket < BUCKETS else -1] += 1
+        alone = self._alone
+        if alone is not None:
+            self._alone = None
+            if alone[0] == number and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes and not flying:
+                self._compare(alone[1], route, figures, now, took_s)
+        if not flying:
+            self._busy_s += took_s
+
+    def add(self, route: str, took_s: float, *, failed: bool = False) -> None:
+        """Something is over whose beginning was not told."""
+        with self._lock:
+            self._begun = next(self._numbers)
+            figures = self._routes.get(route) or self._new(route)
+            figures.requests += 1
+            if failed:
+                figures.errors += 1
+            figures.recent[_bucket(took_s)] += 1
+
+    def forget(self, number: int) -> None:
+        """What began was not done after all: it is not counted."""
+        self._flying.pop(number, None)
+        self._alone = None
+
+    def _new(self, route: str) -> _Route:
+        # Two rows are kept free for what has no route of its own.
+        if route not in (OTHER, UNMATCHED):
+            if len(self._routes) >= MOST_ROUTES - 2:
+                route = OTHER
+            elif len(route) > LONGEST_NAME:
+                route = route[: LONGEST_NAME - 1] + "…"
+        figures = self._routes.get(route)
+        if figures is None:
+            figures = self._routes[route] = _Route()
+        return figures
+
+    def _resident(self) -> float | None:
+        read = self.read_rss
+        if read is None:
+            return None
+        began = self._clock()
+        try:
+            return read()
+        except Exception:
+            return None
+        finally:
+            self._spent_s += self._clock() - began
+
+    def _compare(self, before: float, route: str, figures: _Route, now: float, took_s: float) -> None:
+        after = self._resident()
+        if after is None or after - before < self.threshold_bytes:
+            return
+        with self._lock:
+            if self._flying or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
+                return
+            figures.told_s = now
+            self._grown.append(Grown(route, after - before, took_s))
+
+    # -- what the watcher calls ------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return len(self._flying)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever counted here."""
+        return not self._begun
+
+    def counts(self) -> array[float]:
+        """Requests completed per route, in the order of `names`."""
+        with self._lock:
+            return array("d", [figures.requests for figures in self._routes.values()])
+
+    def names(self) -> list[str]:
+        """The routes, in the order in which each was first completed; none ever leaves."""
+        with self._lock:
+            return list(self._routes)
+
+    def grown(self) -> list[Grown]:
+        """The single requests that grew since this was last asked."""
+        if not self._grown:
+            return []
+        with self._lock:
+            found, self._grown = self._grown, []
+        return found
+
+    def figures(self, routes: Iterable[str]) -> list[Figures]:
+        """What these routes did.
+
+        Cost: about 30 µs a route; the lock is held for one at a time, and for some 50 µs once in five minutes.
+        """
+        now = self._clock()
+        with self._lock:
+            flying = list(self._flying.values())
+            if now - self._rotated_s >= RECENT_S:
+                self._rotated_s = now
+                for figures in self._routes.values():
+                    figures.earlier, figures.recent = figures.recent, array("I", bytes(4 * BUCKETS))
+        under_way: dict[str, int] = {}
+        for _, what, arguments in flying:
+            name = _named(what, arguments)
+            if name is not None:
+                under_way[name] = under_way.get(name, 0) + 1
+        found = []
+        for route in routes:
+            with self._lock:
+                known = self._routes.get(route)
+                if known is None:
+                    continue
+                requests, errors, total = known.requests, known.errors, list(map(add, known.recent, known.earlier))
+            found.append(Figures(route, requests, errors, under_way.get(route, 0), *_percentiles(total)))
+        return found
+
+
+def _bucket(took_s: float) -> int:
+    if took_s <= FIRST_S:
+        return 0
+    bucket = int((math.log(took_s) - _FIRST) * _PER_E)
+    return bucket if bucket < BUCKETS else BUCKETS - 1
+
+
+def _named(what: Any, arguments: tuple[Any, ...]) -> str | None:
+    if what is None or isinstance(what, str):
+        return what
+    try:
+        return str(what(*arguments))
+    except Exception:
+        return None  # not routed yet
+
+
+def _percentiles(buckets: list[int]) -> tuple[float | None, float | None, float | None]:
+    total = sum(buckets)
+    if not total:
+        return None, None, None
+    wanted = [math.ceil(part * total) for part in (0.50, 0.95, 0.99)]
+    found: list[float] = []
+    sofar = 0
+    for bucket, count in enumerate(buckets):
+        if not count:
+            continue
+        sofar += count
+        while len(found) < 3 and sofar >= wanted[len(found)]:
+            # The middle of the bucket, on the scale it is cut on.
+            found.append(FIRST_S * 2 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE))
+    return found[0], found[1], found[2]

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import math
+import os
+import random
+import threading
+import tracemalloc
+
+import pytest
+
+from memwatch.routes import OTHER, RELATIVE_ERROR, UNMATCHED, Ledger
+from memwatch.routes import ledger as process_ledger
+from memwatch.routes.ledger import MOST_ROUTES, RECENT_S, SAY_AGAIN_S
+from memwatch.routes.names import method, normalised
+from memwatch.testing import FakeClock
+
+MIB = 2**20
+
+
+class Book:
+    """A ledger on a clock and a memory that move when told to."""
+
+    def __init__(self, threshold: float = 10 * MIB) -> None:
+        self.clock = FakeClock()
+        self.ledger = Ledger(self.clock.monotonic)
+        self.rss = 100.0 * MIB
+        self.ledger.read_rss = lambda: self.rss
+        self.ledger.threshold_bytes = threshold
+
+    def request(self, route: str, took_s: float = 0.01, *, failed: bool = False, grows: float = 0.0) -> None:
+        number = self.ledger.begin()
+        self.clock.advance(took_s)
+        self.rss += grows
+        self.ledger.end(number, route, failed=failed)
+
+    def only(self, route: str):  # type: ignore[no-untyped-def]
+        (found,) = self.ledger.figures([route])
+        return found
+
+
+def test_requests_errors_and_those_in_flight_are_counted_per_route() -> None:
+    book = Book()
+    for _ in range(3):
+        book.request("GET /a")
+    book.request("GET /a", failed=True)
+    book.request("GET /b")
+    waiting = book.ledger.begin("GET /a")
+    also = book.ledger.begin(lambda: "GET /b")
+    assert (book.only("GET /a").requests, book.only("GET /a").errors, book.only("GET /a").in_flight) == (4, 1, 1)
+    assert (book.only("GET /b").requests, book.only("GET /b").errors, book.only("GET /b").in_flight) == (1, 0, 1)
+    book.ledger.end(waiting, "GET /a")
+    book.ledger.end(also, "GET /b")
+    assert book.ledger.in_flight == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_percentiles_are_within_their_stated_error_of_the_true_ones(seed: int) -> None:
+    rng = random.Random(seed)
+    book = Book()
+    times = [math.exp(rng.gauss(-4, 1.5)) for _ in range(3000)]
+    for took_s in times:
+        book.request("GET /a", took_s)
+    times.sort()
+    found = book.only("GET /a")
+    for value, part in ((found.p50_s, 0.5), (found.p95_s, 0.95), (found.p99_s, 0.99)):
+        assert value == pytest.approx(times[math.ceil(part * len(times)) - 1], rel=RELATIVE_ERROR + 1e-9)
+
+
+def test_percentiles_forget_what_is_older_than_ten_minutes() -> None:
+    book = Book()
+    book.request("GET /a", 5.0)
+    for _ in range(2):
+        book.clock.advance(RECENT_S)
+        book.only("GET /a")
+    assert book.only("GET /a").p50_s is None
+    book.request("GET /a", 0.001)
+    assert book.only("GET /a").p99_s == pytest.approx(0.001, rel=0.05)
+    assert book.only("GET /a").requests == 2
+
+
+def test_whatever_times_come_they_have_a_bucket() -> None:
+    book = Book()
+    for took_s in (0.0, 1e-9, 1e-5, 1e9):
+        book.request("GET /a", took_s)
+    assert book.only("GET /a").requests == 4
+    book.ledger.add("job:a", -1.0)  # the wall clock was set
+    assert book.only("job:a").p50_s == pytest.approx(1e-5, rel=0.05)
+
+
+def test_memory_is_bounded_whatever_routes_come_and_no_request_is_lost() -> None:
+    book = Book()
+    for number in range(MOST_ROUTES):
+        book.request(f"GET /{number}")
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(5000):
+        book.request(f"GET /{number}/{'x' * 500}")
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    names = book.ledger.names()
+    assert len(names) <= MOST_ROUTES
+    assert sum(book.ledger.counts()) == MOST_ROUTES + 5000
+    assert book.only(OTHER).requests == 5002
+    assert grown < 20_000
+
+
+def test_there_is_always_a_row_left_for_paths_without_a_route() -> None:
+    book = Book()
+    for number in range(1000):
+        book.request(f"GET /{number}")
+    book.request(UNMATCHED)
+    assert book.only(UNMATCHED).requests == 1
+    assert len(book.ledger.names()) == MOST_ROUTES
+
+
+def test_threads_that_count_at_once_lose_nothing() -> None:
+    ledger = Ledger()
+
+    def work() -> None:
+        for number in range(5000):
+            ledger.end(ledger.begin(), f"GET /{number % 3}")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(ledger.counts()) == 20_000
+    assert ledger.in_flight == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_begins_with_an_empty_ledger_even_if_its_lock_was_held() -> None:
+    ledger = process_ledger()
+    ledger.end(ledger.begin(), "GET /parent")
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ledger._lock:
+            held.set()
+            release.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        ledger.end(ledger.begin(), "GET /child")
+        os._exit(0 if ledger.names() == ["GET /child"] else 1)
+    release.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "GET /parent" in ledger.names()
+    ledger.clear()
+
+
+# -- single requests -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_grew_memory_while_it_ran_alone_is_told() -> None:
+    book = Book()
+    book.request("GET /a", grows=1 * MIB)
+    book.request("GET /report", 0.5, grows=12 * MIB)
+    (grown,) = book.ledger.grown()
+    assert (grown.route, grown.bytes, grown.took_s) == ("GET /report", 12 * MIB, pytest.approx(0.5))
+    assert book.ledger.grown() == []
+
+
+def test_nothing_is_claimed_of_requests_that_overlap() -> None:
+    book = Book()
+    first = book.ledger.begin()
+    second = book.ledger.begin()
+    book.rss += 50 * MIB
+    book.clock.advance(1.0)
+    book.ledger.end(second, "GET /b")
+    book.ledger.end(first, "GET /a")
+    third = book.ledger.begin()
+    fourth = book.ledger.begin()
+    book.rss += 50 * MIB
+    book.clock.advance(1.0)
+    book.ledger.end(third, "GET /c")
+    book.ledger.end(fourth, "GET /d")
+    # One that is over before the other grows does overlap.
+    fifth = book.ledger.begin()
+    book.ledger.end(book.ledger.begin(), "GET /e")
+    book.rss += 50 * MIB
+    book.clock.advance(1.0)
+    book.ledger.end(fifth, "GET /f")
+    assert book.ledger.grown() == []
+
+
+def test_a_route_that_grows_with_each_request_is_told_of_once_in_ten_minutes() -> None:
+    book = Book()
+    for _ in range(20):
+        book.request("GET /a", 1.0, grows=20 * MIB)
+    assert len(book.ledger.grown()) == 1
+    book.clock.advance(SAY_AGAIN_S)
+    book.request("GET /a", 1.0, grows=20 * MIB)
+    assert len(book.ledger.grown()) == 1
+
+
+def test_fast_requests_are_measured_for_a_small_part_of_their_time_only() -> None:
+    book = Book()
+    readings = 0
+
+    def read() -> float:
+        nonlocal readings
+        readings += 1
+        book.clock.advance(5e-6)
+        return book.rss
+
+    book.ledger.read_rss = read
+    for _ in range(2000):
+        book.request("GET /a", 100e-6)
+    assert 50 <= readings <= 2000 * 100e-6 * 0.005 / 5e-6 + 5
+
+
+def test_without_a_watcher_memory_is_not_read() -> None:
+    book = Book()
+    book.ledger.read_rss = None
+    book.request("GET /a", 1.0, grows=50 * MIB)
+    book.ledger.read_rss = lambda: 1 / 0
+    book.request("GET /a", 1.0, grows=50 * MIB)
+    assert book.ledger.grown() == []
+    assert book.only("GET /a").requests == 2
+
+
+# -- names ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/", "/"),
+        ("", "/"),
+        ("/users", "/users"),
+        ("/users/42", "/users/{id}"),
+        ("/users/42/cart", "/users/{id}/cart"),
+        ("/v1/things", "/v1/things"),
+        ("/o/3f2504e0-4f89-11d3-9a0c-0305e82c3301", "/o/{id}"),
+        ("/commit/9fceb02d0ae598e95dc970b74767f19372d61af8", "/commit/{id}"),
+        ("/feedback", "/feedback"),
+        ("/t/eyJhbGciOiJIUzI1NiIsInR5cCI6", "/t/{id}"),
+        ("/u/a@example.org", "/u/{id}"),
+        ("/2026-11-26/x?a=1", "/{id}/x"),
+        ("/a/b/c/d/e/f/g/h/i/j", "/a/b/c/d/e/f/g/h/…"),
+    ],
+)
+def test_a_path_is_named_with_what_looks_like_an_id_replaced(path: str, name: str) -> None:
+    assert normalised(path) == name
+
+
+def test_a_path_of_any_length_is_named_at_once() -> None:
+    assert len(normalised("/" + "1a" * 10**6)) < 20
+    assert len(normalised("/a" * 10**6)) < 40
+
+
+def test_only_methods_of_http_are_methods() -> None:
+    assert [method(word) for word in ("GET", "get", "PROPFIND", None)] == ["GET", "OTHER", "OTHER", "OTHER"]
