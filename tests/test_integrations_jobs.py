@@ -125,6 +125,63 @@ def told(**_): tell()
     assert {f"-{one['pid']}-" in str(records) for one in told(tmp_path)} == {True}
 
 
+def test_a_celery_process_that_leaks_is_replaced_between_two_tasks_and_no_task_is_lost(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "tasks.py").write_text(
+        f"""
+import os, pathlib, time
+from celery import Celery
+from memwatch.integrations.celery import connect
+app = Celery("tasks", broker="{redis_url}/5", backend="{redis_url}/6")
+connect(interval="50ms", directory=False, recycle=True, jitter="200ms")
+kept, role = [], None
+@app.task
+def resize(n):
+    global role
+    if role is None:
+        try:
+            os.close(os.open("leaker", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            pathlib.Path("leaker").write_text(str(os.getpid()))
+            role = "leaks"
+        except FileExistsError:
+            role = "clean"
+    if role == "leaks": kept.append(bytearray(40000))
+    return [n, os.getpid()]
+"""
+    )
+    command = [
+        "celery",
+        "-A",
+        "tasks",
+        "worker",
+        "--concurrency",
+        "2",
+        "--loglevel",
+        "info",
+        "--without-gossip",
+        "--without-mingle",
+    ]
+    asks = """
+import pathlib, time, tasks
+from celery import group
+found, deadline_s = [], time.monotonic() + 150
+while time.monotonic() < deadline_s:
+    found += group(tasks.resize.s(n) for n in range(200)).apply_async().get(timeout=100)
+    pids = {pid for _, pid in found}
+    if len(found) >= 2000 and len(pids) >= 3: break
+leaker = int(pathlib.Path("leaker").read_text())
+assert len(found) >= 2000, len(found)
+assert leaker in pids and len(pids) == 3, (leaker, pids)
+assert leaker not in {pid for _, pid in found[-200:]}, "the leaking process still works"
+print(len(found))
+"""
+    with serving(command, tmp_path, PYTHONWARNINGS="ignore") as worker:
+        worker.said("ready")
+        done = subprocess.run([sys.executable, "-c", asks], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+        output = worker.stop()
+    assert "will be recycled in" in output
+
+
 def test_a_solo_celery_worker_is_watched_itself(tmp_path: Path, redis_url: str) -> None:
     (tmp_path / "tasks.py").write_text(
         TELL

@@ -70,6 +70,7 @@ HOMES = {
     "opentelemetry": "memwatch.sinks.opentelemetry",
     "asgiref": "memwatch.integrations.django",
     "celery": "memwatch.integrations.celery",
+    "billiard": "memwatch.integrations.celery",
     "rq": "memwatch.integrations.rq",
     "dramatiq": "memwatch.integrations.dramatiq",
     "apscheduler": "memwatch.integrations.apscheduler",
