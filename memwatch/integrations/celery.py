@@ -65,9 +65,9 @@ def connect(*, start: bool = True, recycle: bool | Iterable[str] = False, jitter
             memwatch.start(**settings)
             if recycle:
                 say("workers that leak are not recycled: only the prefork pool replaces a process, not %s", pool)
-        elif recycle and not sender.app.conf.worker_max_memory_per_child:
-            # A process looks at its memory after each task only if there is a limit.
-            sender.app.conf.worker_max_memory_per_child = NO_LIMIT_KIB
+        elif recycle and not sender.max_memory_per_child:
+            # A process looks at its memory after each task only if there is a limit; the pool is made with this one.
+            sender.max_memory_per_child = NO_LIMIT_KIB
 
     def end(**_: Any) -> None:
         memwatch.stop()
