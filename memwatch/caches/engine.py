@@ -245,7 +245,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
         entry.size = held = 0
         measure = self._sizeof
         if measure is not None:
-            of_value = measure(value)
+            # What the sizer does with text and numbers, without that call.
+            of_value = value.__sizeof__() if measure is sizeof and type(value) in ATOMIC else measure(value)
             if key.__class__ in ATOMIC and of_value >= 0:
                 entry.size = held = of_value + key.__sizeof__() + ENTRY_BYTES
             else:
@@ -296,9 +297,21 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                 self._repair()
                 raise
         if out is not None and self._hooks:
-            self._left.append(out)
-            self._flush()
-        elif self._left:
+            if self._left or self._flushing or self._lock._is_owned():  # type: ignore[attr-defined]
+                self._left.append(out)
+                self._flush()
+                return
+            # `_flush` written out for one removal that nobody else is telling.
+            self._flushing += 1
+            try:
+                for hook in self._hooks:
+                    try:
+                        hook(out.key, out.value, SIZE)
+                    except Exception as error:
+                        self._hook_failed(hook, "raised", error)
+            finally:
+                self._flushing -= 1
+        if self._left:
             self._flush()
 
     def _store(
