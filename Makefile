@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTHONS ?= 3.11 3.12 3.13
 PYTEST_OPTIONS ?=
+# Test files side by side; each file stays in one process.
+JOBS ?= 2
 
 # A virtual environment is as new as what is built into it.
 STAMP = $(VENV)/.made
@@ -20,7 +22,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/memwatch demo
 
 test: $(TEST_STAMP)
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)
 
 test-all:
 	@set -e; for version in $(PYTHONS); do \

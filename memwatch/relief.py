@@ -29,6 +29,8 @@ RSS_STAYS = (
     "RSS cannot follow: {} of the {} that the caches freed stays resident, because small objects leave their arenas shared with "
     "others; new objects use it again"
 )
+ALERT_AGAIN_S = 300.0
+"""A level that is entered again within this time is an event, and no alert."""
 QUIET_BYTES = 64 * 1024
 """A periodic clean-up that freed less is no news: there are 288 a day."""
 
@@ -72,11 +74,23 @@ class Relief:
         self._on_error = on_error
         self._gauge = PressureGauge()
         self._last_s = 0.0
+        self._alerted_s: dict[Level, float] = {}
 
     @property
     def level(self) -> Level:
         """How near the limit memory was at the last sample."""
         return self._gauge.level
+
+    def _announced(self, change: LevelChange, now: Situation) -> list[Event]:
+        """A change of level; with an alert when a higher one is entered, but not again and again while caches refill."""
+        details = {"level": change.after, "rss": now.rss_bytes, "limit": now.limit_bytes}
+        more = {"before": change.before, "threshold": change.threshold_bytes}
+        events = [Event(now.time_s, "pressure", details | more)]
+        told_s = self._alerted_s.get(change.after)
+        if LEVELS.index(change.after) > LEVELS.index(change.before) and (told_s is None or now.time_s - told_s >= ALERT_AGAIN_S):
+            self._alerted_s[change.after] = now.time_s
+            events.append(Event(now.time_s, "alert", {"alert": "peak"} | details))
+        return events
 
     def end(self) -> None:
         """Nobody watches any more: caches get their bounds back, and paused jobs go on."""
@@ -95,7 +109,7 @@ class Relief:
         if now.rss_bytes is None:
             return []
         change = self._gauge.update(now.rss_bytes, now.warning_bytes, now.critical_bytes)
-        events = [] if change is None else _announce(change, now)
+        events = [] if change is None else self._announced(change, now)
         level = self._gauge.level
         registry.note_pressure(level)
         if level == "normal":
@@ -161,12 +175,3 @@ class Relief:
 def collect_is_cheap(blocks: float | None, budget_s: float = COLLECT_BUDGET_S) -> bool:
     """Whether a full collection is the program's own habit, and is predicted to stay within a budget."""
     return gc.isenabled() and blocks is not None and blocks * COLLECT_COST_S <= budget_s
-
-
-def _announce(change: LevelChange, now: Situation) -> list[Event]:
-    details = {"level": change.after, "rss": now.rss_bytes, "limit": now.limit_bytes}
-    more = {"before": change.before, "threshold": change.threshold_bytes}
-    events = [Event(now.time_s, "pressure", details | more)]
-    if LEVELS.index(change.after) > LEVELS.index(change.before):
-        events.append(Event(now.time_s, "alert", {"alert": "peak"} | details))
-    return events

@@ -763,3 +763,65 @@ print(done, cache.stats().loading)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["[True]", "0"], done.stdout + done.stderr
+
+
+# --- durations as text, and who is kept
+
+
+def test_a_time_to_live_may_be_text_wherever_one_is_given() -> None:
+    clock = Clock()
+    cache = LRUCache(100, timer=clock)
+    cache.set("set", 1, ttl="5m")
+    cache.get_or_set("loaded", lambda: 2, ttl="5m")
+    caches.cached(cache, key=lambda: "called", ttl="5m")(lambda: 3)()
+    computed = LRUCache(100, ttl=lambda value: "5m", jitter=0.0, timer=clock)
+    computed["computed"] = 4
+    clock.now += 299
+    assert (set(cache), set(computed)) == ({"set", "loaded", "called"}, {"computed"})
+    clock.now += 2
+    assert (set(cache), set(computed)) == (set(), set())
+
+
+@pytest.mark.parametrize(("argument", "value"), [("ttl", "10"), ("stale_ttl", "soon"), ("max_bytes", "64"), ("max_bytes", "lots")])
+def test_a_malformed_text_is_refused_with_the_name_of_the_argument(argument: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}: .*{value}"):
+        LRUCache(10, **{argument: value})
+
+
+def test_a_malformed_time_to_live_of_one_value_is_refused_and_nothing_is_stored() -> None:
+    cache = LRUCache(10)
+    with pytest.raises(ValueError, match=r"^ttl: '10'"):
+        cache.set("a", 1, ttl="10")
+    assert "a" not in cache
+
+
+def test_a_cached_coroutine_method_does_not_keep_its_object_whatever_it_calls_it() -> None:
+    import asyncio
+
+    cache: Any = LRUCache(100)
+
+    class Client:
+        @caches.cached(cache)
+        async def usual(self, n: int) -> int:
+            return n
+
+        @caches.cached(cache)
+        async def unusual(this, n: int) -> int:
+            return n
+
+        @staticmethod
+        @caches.cached(cache)
+        async def static(key: tuple[int, ...]) -> tuple[int, ...]:
+            return key
+
+    async def main(client: Client) -> None:
+        assert [await client.usual(1), await client.unusual(1)] == [1, 1]
+        first = await client.static((1, 2))
+        assert await client.static((1, *[2])) is first  # an equal argument is the same call
+
+    client = Client()
+    asyncio.run(main(client))
+    alive = weakref.ref(client)
+    del client
+    gc.collect()
+    assert alive() is None

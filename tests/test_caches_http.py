@@ -749,3 +749,19 @@ def test_a_real_server_answers_real_clients_from_the_cache() -> None:
         finally:
             server.shutdown()
             thread.join(10)
+
+
+def test_a_routes_time_to_live_may_be_text_and_a_malformed_one_is_refused_when_it_is_made() -> None:
+    assert Route("/x", ttl="5m").ttl == 300
+    for wrong in ("30", "soon", -1, True, [1]):
+        with pytest.raises(ValueError, match=r"^ttl: "):
+            Route("/x", ttl=wrong)  # type: ignore[arg-type]
+
+
+def test_a_store_whose_serializer_cannot_hold_bytes_is_refused_with_the_way_out() -> None:
+    from memwatch.caches import RedisTier, TieredCache
+
+    store = TieredCache(LRUCache(10), RedisTier("redis://127.0.0.1:1"))
+    with pytest.raises(ValueError, match="serializer='msgpack'"):
+        ASGIResponseCache(None, store, [])
+    WSGIResponseCache(None, TieredCache(LRUCache(10), RedisTier("redis://127.0.0.1:1", serializer="msgpack")), [])

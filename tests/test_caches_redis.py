@@ -850,3 +850,32 @@ def test_a_cached_function_and_coroutine_share_their_results_between_processes(m
 def test_an_answer_that_says_it_cannot_work_now_is_a_failure_as_redis_py_tells_it(code: str) -> None:
     answer = redis._parsers.base.BaseParser.parse_error(f"{code} for a while")
     assert _is_away(answer) and not _is_away(redis._parsers.base.BaseParser.parse_error("WRONGTYPE of a key"))
+
+
+def test_what_cannot_be_serialised_is_said_with_its_type_and_kept_in_memory(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    users: Any = TieredCache(LRUCache(100), RedisTier(server.url))
+    assert users.set("u:1", (1, 2)) is False
+    assert users["u:1"] == (1, 2)
+    assert "a value of type builtins.tuple is kept in memory alone" in caplog.text
+    assert "JSON gives tuples back as lists" in caplog.text
+
+
+def test_membership_asks_memory_and_the_store_and_iterating_is_refused(server: Server) -> None:
+    users: Any = TieredCache(LRUCache(100), RedisTier(server.url))
+    users.set("u:8", "one")
+    users.set(0, "zero")
+    other: Any = TieredCache(LRUCache(100), RedisTier(server.url))
+    assert "u:8" in users
+    assert "u:8" in other
+    assert "u:9" not in users
+    assert "zero" not in users
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(users)
+
+
+@pytest.mark.parametrize("argument", ["timeout_s", "ttl_s", "lock_s"])
+def test_seconds_that_are_no_number_are_refused_by_name(argument: str) -> None:
+    with pytest.raises(ValueError, match=f"^{argument}: '1d' is not a number of seconds"):
+        RedisTier("redis://127.0.0.1:1", **{argument: "1d"})  # type: ignore[arg-type]

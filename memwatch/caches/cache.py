@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from memwatch.caches import registry
 from memwatch.caches.causes import Lifetime, RemovalCause
-from memwatch.caches.engine import BATCH, BYTES, DEFAULT, GONE, INVALIDATED, PRESSURE, SIZE, Engine, Entry, Hook, K, V
+from memwatch.caches.engine import BATCH, BYTES, DEFAULT, GONE, INVALIDATED, PRESSURE, SIZE, Engine, Entry, Hook, K, V, seconds_of
 from memwatch.caches.sizer import ENTRY_BYTES
 from memwatch.caches.sizer import sizeof as sizer
 from memwatch.caches.statistics import CacheStatistics
@@ -722,10 +722,13 @@ def lifetime_of(tier: Lifetime | str | None) -> Lifetime | None:
 def _checked(
     maxsize: Any, max_bytes: Any, ttl: Any, stale_ttl: Any, jitter: Any, policy: str, oversize: str, tier: Any
 ) -> tuple[Any, int | None, Any, Any, Lifetime | None]:
-    from memwatch.units import parse_duration, parse_size
+    from memwatch.units import parse_size
 
     if isinstance(max_bytes, str):
-        max_bytes = parse_size(max_bytes)
+        try:
+            max_bytes = parse_size(max_bytes)
+        except ValueError as error:
+            raise ValueError(f"max_bytes: {error}") from None
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int | float) or max_bytes <= 0):
         raise ValueError(f"max_bytes: {max_bytes!r} is not a number of bytes above 0, nor such as '64MB'")
     if maxsize is None:
@@ -735,9 +738,9 @@ def _checked(
     if isinstance(maxsize, bool) or not isinstance(maxsize, int | float) or not maxsize >= 0:
         raise ValueError(f"maxsize: {maxsize!r} is not a number of at least 0")
     if isinstance(ttl, str):
-        ttl = parse_duration(ttl)
+        ttl = seconds_of("ttl", ttl)
     if isinstance(stale_ttl, str):
-        stale_ttl = parse_duration(stale_ttl)
+        stale_ttl = seconds_of("stale_ttl", stale_ttl)
     if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0 <= jitter <= 1:
         raise ValueError(f"jitter: {jitter!r} is not a part between 0 and 1")
     if policy not in ("lru", "clock"):

@@ -141,6 +141,11 @@ class Codec:
         self._max_bytes = max_bytes
         self._squeeze, self._stretch = _compressor(compress)
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether it can serialise bytes; of a serializer of the program's own that is assumed."""
+        return not isinstance(self._serializer, _Json)
+
     def encode(self, value: Any, tokens: dict[str, str]) -> bytes:
         """Bytes of a value.
 

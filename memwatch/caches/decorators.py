@@ -283,7 +283,7 @@ class _Weakly:
 def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any], info: bool, tags: Tags, ttl: Any) -> Any:
     calls = _Function(function, cache, key, None, None, info, tags, ttl)
     # It stays a coroutine function, which no object with a `__get__` can be in 3.11: a method is known by its signature.
-    is_method = key is keys.hashkey and next(iter(inspect.signature(function).parameters), None) == "self"
+    is_method = key is keys.hashkey and _looks_like_a_method(function)
 
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -316,6 +316,19 @@ def _coroutine(function: Callable[..., Any], cache: Any, key: Callable[..., Any]
     if info:
         call.cache_info = calls._cache_info  # type: ignore[attr-defined]
     return call
+
+
+def _looks_like_a_method(function: Callable[..., Any]) -> bool:
+    """Whether the first argument is the object: by its name, or because it stands in a class and is not annotated.
+
+    What another decorator made without `functools.wraps` cannot be told.
+    """
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return False
+    holder = getattr(function, "__qualname__", "").rpartition(".")[0]
+    stands_in_class = bool(holder) and not holder.endswith("<locals>")
+    return first.name == "self" or (stands_in_class and first.annotation is first.empty)
 
 
 def cachedmethod(

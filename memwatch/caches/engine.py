@@ -50,6 +50,20 @@ class TooLargeError(ValueError):
     """A value that the cache can never hold."""
 
 
+def seconds_of(name: str, text: str) -> float:
+    """A duration that is given as text, such as `"1h30m"`.
+
+    Raises:
+        ValueError: it is malformed; the message names the argument.
+    """
+    from memwatch.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 class Entry:
     """One value and what is known of it."""
 
@@ -384,6 +398,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
             ttl = self._ttl
         if callable(ttl):
             ttl = ttl(value)
+        if isinstance(ttl, str):
+            ttl = seconds_of("ttl", ttl)
         if ttl is None or ttl == NEVER:
             return None
         return now + (ttl if self._jitter == 0.0 else ttl * (1 - self._jitter * random.random()))

@@ -54,6 +54,11 @@ class _Responses:
         for route in self.routes:
             if not isinstance(route, Route):
                 raise TypeError(f"routes: {type(route).__name__} is not a Route")
+        if isinstance(cache, TieredCache) and not cache.tier.codec.takes_bytes:
+            raise ValueError(
+                "a store with JSON cannot keep responses, which are bytes: make the tier with serializer='msgpack' "
+                "(pip install msgpack) or 'pickle'"
+            )
         self._memory: Cache[Any, Any] = cache.cache if isinstance(cache, TieredCache) else cache
         self._lock = threading.Lock()
         self._fetches: weakref.WeakSet[_Fetch] = weakref.WeakSet()

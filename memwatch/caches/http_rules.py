@@ -19,6 +19,8 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
+from memwatch.caches.engine import seconds_of
+
 KEPT_STATUSES = frozenset({200, 203, 204, 300, 301, 404, 410})
 """Kept for a route's *ttl*; other final statuses only with a lifetime of their own, and those of `NEVER_KEPT` never."""
 NEVER_KEPT = frozenset({206, 304, 401, 407, 408, 412, 416, 417, 421, 425, 428, 429, 431, 511})
@@ -73,7 +75,7 @@ class Route:
 
     Args:
         path: a shell pattern of the path, such as `"/feed/*"`.
-        ttl: seconds, where the response does not say; None: only what the response says is kept.
+        ttl: seconds, or text such as `"5m"`, where the response does not say; None: only what the response says is kept.
         tags: what `invalidate(tag=…)` finds the responses by, or a function of the request.
         invalidates: tags that a successful request with another method than GET invalidates, or a function of the request.
         vary: request headers that make different responses, besides those that the response names.
@@ -84,7 +86,7 @@ class Route:
     """
 
     path: str
-    ttl: float | None = None
+    ttl: float | str | None = None
     tags: Tags = ()
     invalidates: Tags = ()
     vary: tuple[str, ...] = ()
@@ -92,6 +94,12 @@ class Route:
     authenticated: bool = False
     cookies: bool = False
     max_item_bytes: int = MOST_ITEM_BYTES
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ttl, str):
+            object.__setattr__(self, "ttl", seconds_of("ttl", self.ttl))
+        if self.ttl is not None and (isinstance(self.ttl, bool) or not isinstance(self.ttl, int | float) or not self.ttl >= 0):
+            raise ValueError(f"ttl: {self.ttl!r} is not a number of seconds, nor such as '5m'")
 
     def matches(self, path: str) -> bool:
         """Whether it is for this path."""
@@ -151,7 +159,7 @@ def lifetime_s(request: Request, response: Response, route: Route, now_s: float)
     if said is None and response.header("expires") is not None:
         said = _until(response.header("expires"), response.header("date"), now_s)
     if said is None:
-        said = route.ttl if response.status in KEPT_STATUSES else None
+        said = route.ttl if response.status in KEPT_STATUSES else None  # type: ignore[assignment]  # a number by now
     if said is None:
         return None
     age = seconds(response.header("age")) or 0.0

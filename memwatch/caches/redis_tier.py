@@ -245,6 +245,9 @@ class RedisTier:
     ) -> None:
         if (url is None) == (client is None and async_client is None):
             raise ValueError("RedisTier takes a url, or client= and async_client=")
+        for name, given in (("timeout_s", timeout_s), ("ttl_s", ttl_s), ("lock_s", lock_s)):
+            if isinstance(given, bool) or not isinstance(given, int | float):
+                raise ValueError(f"{name}: {given!r} is not a number of seconds")
         if not timeout_s > 0 or not ttl_s > 0:
             raise ValueError(f"timeout_s={timeout_s!r}, ttl_s={ttl_s!r}: both must be above 0")
         self.timeout_s, self.ttl_s, self.lock_s = timeout_s, ttl_s, lock_s
@@ -432,6 +435,11 @@ class RedisTier:
             except Exception as error:  # the serializer's: any
                 self._statistics.unserialisable += 1
                 self._note(error)
+                count = self._statistics.unserialisable
+                if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …
+                    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+                    message = "cache store %s: a value of type %s is kept in memory alone (%s; %d so far)"
+                    log.warning(message, self._prefix, kind, error, count)
         return encoded
 
     def _count_stored(self, encoded: Mapping[str, bytes]) -> None:

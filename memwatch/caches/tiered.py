@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import Any, Generic
 
 from memwatch.caches.cache import Cache
-from memwatch.caches.engine import DEFAULT, GONE, K, V
+from memwatch.caches.engine import DEFAULT, GONE, K, V, seconds_of
 from memwatch.caches.redis_tier import ALL, Budget, Found, Locked, RedisTier, is_some_time, wire_text
 
 log = logging.getLogger("memwatch.caches")
@@ -75,6 +75,13 @@ class TieredCache(Generic[K, V]):
         if value is GONE:
             raise KeyError(key)
         return value  # type: ignore[no-any-return]
+
+    def __contains__(self, key: object) -> bool:
+        """Whether it is in memory or in the store; counts as a read."""
+        return self.get(key, GONE) is not GONE  # type: ignore[arg-type]
+
+    __iter__ = None
+    """Nobody knows all keys of a store that others write to; those in memory are `cache`'s."""
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value from memory, else from the store, else *default*."""
@@ -412,6 +419,8 @@ def lifetime_s(cache: Cache[Any, Any], key: Any, value: Any, ttl: Any = None) ->
         ttl = cache.ttl if ttl is None else ttl
         if callable(ttl):
             ttl = ttl(value)
+    if isinstance(ttl, str):
+        ttl = seconds_of("ttl", ttl)
     if isinstance(ttl, timedelta):
         ttl = ttl.total_seconds()
     return None if ttl is None or ttl == math.inf else float(ttl)

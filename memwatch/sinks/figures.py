@@ -206,7 +206,9 @@ class Figures:
                 rate = _rate(summary)
                 if rate is not None:
                     yield growth, (kind,), rate
-        rss, limit = sample.values.get("rss"), sample.values.get("limit")
+        # The limit is read once in some minutes.
+        rss = sample.values.get("rss")
+        limit = channels["limit"].current if "limit" in channels else None
         if limit is not None and limit > 0:
             yield LIMIT, (), limit
             if rss is not None:
