@@ -432,3 +432,18 @@ def test_what_is_growing_is_never_called_no_leak_in_the_same_breath() -> None:
             if verdict.state == "growing":
                 assert "not a leak" not in verdict.reason
                 assert "no leak" not in verdict.reason
+
+
+def test_a_leak_that_has_stopped_ends_also_for_a_channel_that_is_read_ever_more_rarely() -> None:
+    # The Python heap: the larger it is, the more its reading costs.
+    chance = Random(3)
+    detector = LeakDetector(0.2)
+    states = []
+    for n in range(900):
+        grown = 0.1 * min(n, 260) * MIB
+        values = {"rss": 60 * MIB + grown + chance.gauss(0, 0.02) * MIB, "cpu": 0.1 * min(n, 260) + 0.004 * n}
+        if n % (2 if n < 200 else 8) == 0:
+            values["heap"] = 10 * MIB + grown
+        states.append(detector.update(1000 + 0.2 * n, values).state)
+    assert "leaking" in states[:260]
+    assert states[-1] == "stable"

@@ -6,6 +6,8 @@ alarms); the state follows `states.TABLE`.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from memwatch.model import Direction, State, Verdict
@@ -248,7 +250,13 @@ class Track:
             daily = compare_days([elapsed[i] for i in kept], [values[i] for i in kept])
             self.given_back = False
             return daily is not None and daily.recent < OVER_SHARE * alarm.ruling.rate
-        half = [i for i in range(max(0, len(values) - BUCKETS // 2), len(values)) if values[i] == values[i]]
+        half = _latter_half(values)
+        for coarser in history.levels[alarm.level + 1 :]:
+            if len(half) >= MIN_BUCKETS:
+                break
+            # A channel that is read rarely has few values in so short a time; the same in a longer one.
+            values, elapsed = coarser.columns.get(self.series.name, array("d")), coarser.columns["elapsed"]
+            half = _latter_half(values)
         if len(half) < MIN_BUCKETS:
             return False
         quarter = len(half) // 4
@@ -262,6 +270,11 @@ class Track:
         self.given_back = False
         span = elapsed[late[0]] - elapsed[early[0]]
         return span > 0.0 and (high - low) / span < OVER_SHARE * alarm.ruling.rate
+
+
+def _latter_half(values: Sequence[float]) -> list[int]:
+    """Places of what was read in the later half of a level's window."""
+    return [place for place in range(max(0, len(values) - BUCKETS // 2), len(values)) if values[place] == values[place]]
 
 
 def _interval(ruling: Ruling) -> tuple[float | None, float | None]:
