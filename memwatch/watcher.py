@@ -44,6 +44,8 @@ FORKED_CHILD_DELAY_S = 1.0
 EXHAUSTION_ALERT_S = 3600.0
 """Alert when the memory limit is projected to be reached within this time, whatever the verdict calls the growth."""
 EVENTS_IN_MEMORY = 200
+KIND_SAMPLES = 24
+"""A leak is said to be of another kind when it has looked like that for so many samples in a row (guess)."""
 END_WAIT_S = 1.0
 """`stop()` and the end of the interpreter wait at most this long for a tick under way, and as long for its write."""
 CYCLES_SHARE = 0.5
@@ -119,6 +121,7 @@ class Watcher:
     _routes: Attribution
     _evidence: tuple[Evidence, ...]
     _kind_found: Kind | None
+    _kind_samples: int
 
     def __init__(
         self,
@@ -489,6 +492,12 @@ class Watcher:
             return found
         if self._kind_found is not None:
             found = replace(found, kind=self._kind_found)
+        elif found.kind != self._verdict.kind and self._verdict.state == "leaking" and self._verdict.kind != "none":
+            # Where two allocators grow, now the one is ahead and now the other: what was said stands until it has been so for long.
+            self._kind_samples += 1
+            if self._kind_samples < KIND_SAMPLES:
+                return replace(found, kind=self._verdict.kind)
+        self._kind_samples = 0
         if self._verdict.state == "leaking" or not self._inquiry.pending:
             return found
         return replace(found, state="growing", severity=None, reason=f"{found.reason}; what grows is being looked at")
@@ -737,6 +746,7 @@ class Watcher:
         self._process = None
         self._evidence = ()
         self._kind_found = None
+        self._kind_samples = 0
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )

@@ -87,6 +87,17 @@ def test_the_rate_is_that_of_the_leak_and_the_time_left_is_that_to_the_limit() -
     assert verdict.exhausted_in_s == pytest.approx(left_s, rel=0.2)
 
 
+def test_a_leak_whose_kind_goes_to_and_fro_is_told_once() -> None:
+    # malloc and the Python heap grow alike, now the one a little faster and now the other.
+    readings = ramp()
+    for n, values in enumerate(readings):
+        values["native"] = values["heap"] + (1 if n // 5 % 2 else -1) * 3 * MIB
+    watcher, clock = watcher_of(readings)
+    run(watcher, clock, 300)
+    told = [event.details for event in watcher.report().events if event.what == "verdict" and event.details["state"] == "leaking"]
+    assert len(told) <= 2, [details["kind"] for details in told]
+
+
 def test_a_sink_that_raises_is_disabled_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     good = RecordingSink()
 
