@@ -109,8 +109,9 @@ class LiveSocket:
         if not hasattr(_socket, "AF_UNIX") or not hasattr(_socket, "SO_PEERCRED") or ticks is None:
             self.declined = "there is no live socket on this system"
             return
-        for directory in directories():
+        for directory in [place for place in directories() for _ in range(2)]:
             try:
+                # Twice: whoever was the last to leave may have removed the directory in between.
                 self._listen(_private(directory) / f"{os.getpid()}-{ticks}.sock")
             except OSError as error:
                 self.declined = f"{directory}: {error.strerror or error}"
@@ -142,6 +143,7 @@ class LiveSocket:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
+                self.path.parent.rmdir()  # unless others are in it
             self.path = None
 
     def after_fork(self) -> None:

@@ -38,7 +38,7 @@ def test_the_python_heap_is_read_beside_the_sampler_and_sampled_small_blocks_are
     assert told["before"] > told["bare"]
     assert told["grown"] == pytest.approx(100_000 * (64 + 16 + 32), rel=0.25)
     # One list in forty or so is sampled at 4 KiB, and lives in a block of 513 bytes.
-    assert told["large"] < 100
+    assert told["large"] < 500
     assert told["blocks"] >= 200_000
     assert told["stopped"] == pytest.approx(told["before"] + told["grown"], rel=0.05)
 
