@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import subprocess
 import sys
 import tempfile
@@ -101,12 +100,11 @@ class _Shop:
 
     def __enter__(self) -> _Shop:
         words = [sys.executable, "-m", "memwatch", "run", "--interval", f"{INTERVAL_S}s", "--memory-limit", MEMORY_LIMIT]
-        words += ["--name", "shop", "--directory", str(self.directory), "--", sys.executable, "-P", str(SHOP)]
-        environment = os.environ | {"XDG_RUNTIME_DIR": str(self.directory)}  # for its live socket: nothing is left behind
+        words += ["--name", "shop", "--socket", "off", "--directory", str(self.directory), "--", sys.executable, "-P", str(SHOP)]
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
             self._process = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
         try:
             assert self._process.stdout is not None
