@@ -311,7 +311,7 @@ def cache_line(cache: Mapping[str, Any]) -> str:
         parts.append("left: " + ", ".join(left))
     room = number("room")
     if room is not None and room < 1:
-        parts.append(f"{room * 100:.0f} % of its bounds in use after pressure")
+        parts.append(f"may use {room * 100:.0f} % of its bounds after pressure")
     if number("hook_errors"):
         parts.append(f"{format_count(number('hook_errors') or 0)} errors of hooks")
     return f"{cache.get('name', '?')}  {', '.join(parts)}"
