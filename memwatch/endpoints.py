@@ -71,7 +71,7 @@ class Endpoints:
         hosts: names that the Host header may have besides `localhost` and addresses in figures (a page of another site that
             resolves to this machine has a name); `["*"]` allows all.
         public: paths that need no token besides `/health`, such as `["/metrics"]`.
-        watcher: gives the watcher; by default the one that `memwatch.start()` started.
+        watcher: gives the watcher, or None while there is none.
         control: whether the trusted may change something (the live socket's setting).
 
     Raises:

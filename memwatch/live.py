@@ -230,15 +230,14 @@ class LiveSocket:
                 self._send(client, _plain(504, "the evidence has taken too long"))
         self._waiting = [] if done else [item for item in self._waiting if item[0] not in late]
 
-    def _send(self, client: Any, response: Response | tuple[int, bytes]) -> None:
+    def _send(self, client: Any, response: Response) -> None:
         """Answer and hang up; a client that has gone, or does not read, is not waited for."""
-        status, body = response[0], response[1]
-        kind = response[2] if len(response) > 2 else "application/json"
-        head = f"HTTP/1.1 {status} {'OK' if status < 400 else 'Refused'}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in (response[3] if len(response) > 3 else ()))
+        word = "OK" if response.status < 400 else "Refused"
+        head = [f"HTTP/1.1 {response.status} {word}", f"Content-Type: {response.content_type}", "Connection: close"]
+        head += [f"Content-Length: {len(response.body)}", *(f"{name}: {value}" for name, value in response.headers)]
         with contextlib.suppress(OSError):
             client.settimeout(WRITE_S)
-            client.sendall((head + "Connection: close\r\n\r\n").encode("latin-1") + body)
+            client.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + response.body)
         with contextlib.suppress(OSError):
             client.close()
 
@@ -327,10 +326,13 @@ def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:
     return words[0], words[1], headers
 
 
-def _plain(status: int, error: str | None) -> tuple[int, bytes]:
+def _plain(status: int, error: str | None) -> Response:
+    """An answer of the socket's own: what was refused, or that the evidence is there."""
     import json
 
-    return status, (json.dumps({"error": error} if error is not None else {"taken": True}) + "\n").encode()
+    from memwatch.endpoints import Response
+
+    return Response(status, (json.dumps({"error": error} if error is not None else {"taken": True}) + "\n").encode())
 
 
 class NoAnswer(Exception):

@@ -82,10 +82,6 @@ class Recycler:
         if why_not is not None:
             say("this worker is not recycled: %s", why_not)
 
-    def after_fork(self) -> None:
-        """A new worker has no reason yet."""
-        self._due_s, self._gone = None, False
-
 
 def recycler(leave: Callable[[], str | None], recycle: Any, jitter: str) -> Recycler | None:
     """The recycler that the setting *recycle* asks for: True for the default reasons, some reasons, or False for none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ from memwatch.live import LOOK_EVERY_S, LiveSocket
 from memwatch.model import CHANNEL_BY_NAME, Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
 from memwatch.pressure import Level, Pressure, ReliefHooks
 from memwatch.record import RecordError, read_report
-from memwatch.relief import Relief, Situation, collect_is_cheap
+from memwatch.relief import ALERT_AGAIN_S, Relief, Situation, collect_is_cheap
 from memwatch.routes import known as known_ledger
 from memwatch.routes.attribution import Attribution
 from memwatch.tally import Tally
@@ -114,6 +115,7 @@ class Watcher:
     _told_growth: float
     _exhaustion_told: bool
     _fast_told: bool
+    _fast_told_s: float
     _looked_for: bool
     _process: Process | None
     _relief: Relief
@@ -551,7 +553,8 @@ class Watcher:
         # A leak carries its severity; this is for what grows as fast without being called one (yet).
         bytes_grow = CHANNEL_BY_NAME[after.channel].unit == "bytes" and after.state == "growing"
         fast = bytes_grow and (after.rate_low or 0.0) >= self.config.growth_limit(self._limit) and not self._inquiry.pending
-        if fast and not self._fast_told:
+        if fast and not self._fast_told and now_s - self._fast_told_s >= ALERT_AGAIN_S:
+            self._fast_told_s = now_s
             events.append(Event(now_s, "alert", {"alert": "growth", "rate": after.rate, "channel": after.channel}))
             occasions.append("growth")
         self._fast_told = fast or (self._fast_told and bytes_grow)
@@ -742,6 +745,7 @@ class Watcher:
         self._told_growth = 0.0
         self._exhaustion_told = False
         self._fast_told = False
+        self._fast_told_s = -math.inf
         self._looked_for = False
         self._process = None
         self._evidence = ()

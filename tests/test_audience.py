@@ -75,6 +75,25 @@ def test_growth_at_the_growth_limit_is_told_before_it_is_called_a_leak_and_once(
     assert occasions.index("growth") < occasions.index("leak")
 
 
+def test_growth_that_comes_and_goes_within_minutes_is_told_once() -> None:
+    sink = Notebook()
+    # Four steep rises with a rest between them, within some two minutes.
+    level, readings = 100.0, []
+    for n in range(640):
+        level += 0.4 if n % 160 < 70 else 0.0
+        readings.append({"rss": level * MIB, "heap": (level - 50) * MIB, "cpu": n * 0.02})
+    clock = FakeClock()
+    options: dict[str, Any] = {"memory_limit": "100GiB", "growth_limit": "10MiB/min"}
+    watcher = Watcher(interval="200ms", directory=False, clock=clock, source=ScriptedSource(readings), sinks=[sink], **options)
+    for _ in readings:
+        watcher.tick()
+        clock.advance(0.2)
+    watcher.stop()
+    states = [event.details["state"] for event in sink.events if event.what == "verdict"]
+    assert states.count("growing") >= 2, states  # it did come and go
+    assert [occasion for occasion, _ in sink.occasions].count("growth") == 1
+
+
 def test_growth_below_the_growth_limit_is_no_fast_growth() -> None:
     sink = Notebook()
     watch(1.0, 100, sinks=[sink], memory_limit="100GiB", growth_limit="10MiB/min")

@@ -19,6 +19,8 @@ from memwatch import routes
 from memwatch.integrations.apscheduler import counted, watch
 from memwatch.integrations.jobs import Jobs
 
+CELERY = ["celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel", "info", "--without-gossip", "--without-mingle"]
+
 # What every worker writes after each job: its pid, whether it is watched, and its ledger.
 TELL = """
 import json, os, pathlib, memwatch
@@ -97,19 +99,7 @@ def again(self):
 def told(**_): tell()
 """
     )
-    command = [
-        "celery",
-        "-A",
-        "tasks",
-        "worker",
-        "--concurrency",
-        "2",
-        "--loglevel",
-        "info",
-        "--without-gossip",
-        "--without-mingle",
-    ]
-    with serving(command, tmp_path, PYTHONWARNINGS="ignore") as worker:
+    with serving(CELERY, tmp_path, PYTHONWARNINGS="ignore") as worker:
         worker.said("ready")
         send(tmp_path, "import tasks\nfor n in range(6): tasks.thumbnail.delay(n)\ntasks.breaks.delay(); tasks.again.delay()")
         until(lambda: sum(counts[0] for counts in rows(tmp_path).values()) == 9, "nine runs were counted")
@@ -148,18 +138,6 @@ def resize(n):
     return [n, os.getpid()]
 """
     )
-    command = [
-        "celery",
-        "-A",
-        "tasks",
-        "worker",
-        "--concurrency",
-        "2",
-        "--loglevel",
-        "info",
-        "--without-gossip",
-        "--without-mingle",
-    ]
     asks = """
 import pathlib, time, tasks
 from celery import group
@@ -175,7 +153,7 @@ assert leaker in pids and len(pids) == 3, (leaker, pids)
 assert leaker not in {pid for _, pid in last}, "the leaking process still works"
 print(len(found))
 """
-    with serving(command, tmp_path, PYTHONWARNINGS="ignore") as worker:
+    with serving(CELERY, tmp_path, PYTHONWARNINGS="ignore") as worker:
         worker.said("ready")
         done = subprocess.run([sys.executable, "-c", asks], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
         output = worker.stop()

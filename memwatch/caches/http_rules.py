@@ -159,7 +159,7 @@ def lifetime_s(request: Request, response: Response, route: Route, now_s: float)
     if said is None and response.header("expires") is not None:
         said = _until(response.header("expires"), response.header("date"), now_s)
     if said is None:
-        said = route.ttl if response.status in KEPT_STATUSES else None  # type: ignore[assignment]  # a number by now
+        said = float(route.ttl) if route.ttl is not None and response.status in KEPT_STATUSES else None
     if said is None:
         return None
     age = seconds(response.header("age")) or 0.0

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from memwatch.routes import UNMATCHED, ledger
-from memwatch.routes.names import METHODS, OTHER_METHOD, normalised
+from memwatch.routes.names import method, normalised
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -82,9 +82,7 @@ class MemwatchMiddleware:
 def _route_of(scope: Scope, root: str, status: int) -> str:
     matched = scope.get("route")
     template = getattr(matched, "path", None)
-    verb = scope["method"]
-    if verb not in METHODS:
-        verb = OTHER_METHOD
+    verb = method(scope["method"])
     if template is None:
         # 404 and no framework that says what it routed to: whatever anybody typed.
         if status == 404 or ("router" in scope and "endpoint" not in scope):

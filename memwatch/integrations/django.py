@@ -45,7 +45,7 @@ class MemwatchMiddleware:
         try:
             response = self.get_response(request)
         except BaseException:
-            self._ledger.end(number, _named(request, 500), failed=True)
+            self._ledger.end(number, _named(request, 0), failed=True)
             raise
         return self._over(number, request, response)
 

@@ -93,9 +93,14 @@ def _call(hook: Callable[..., Any] | None, *arguments: Any) -> None:
         hook(*arguments)
 
 
+def _kinds(worker: Any) -> set[str]:
+    """Names of a worker's classes: gunicorn loads them by name, and so they are known without loading any here."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(worker).__mro__}
+
+
 def refusal(worker: Any) -> str | None:
     """Why a worker of this class cannot be recycled without losing requests; None if it can."""
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(worker).__mro__}
+    names = _kinds(worker)
     if names & (SAFE | UVICORN):
         return None
     if any(name.startswith("gunicorn.workers.gtornado") for name in names):
@@ -105,8 +110,7 @@ def refusal(worker: Any) -> str | None:
 
 def leave(worker: Any) -> str | None:
     """Ask a worker to end when its requests are done; returns why it cannot."""
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(worker).__mro__}
-    if names & UVICORN:
+    if _kinds(worker) & UVICORN:
         from memwatch.integrations import uvicorn
 
         return uvicorn.leave(supervised=True)
