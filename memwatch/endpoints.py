@@ -103,8 +103,7 @@ class Endpoints:
     def answer(self, request: Request) -> Response:
         """Answer one request; never raises.
 
-        Cost: `/health` some 20 µs; `/memory/report` reads the record, up to 100 ms for a day: call it from a thread where that
-        matters.
+        Cost: `/health` some 10 µs (bench/services.py); `/memory/report` reads the record: call it from a thread where that matters.
         """
         head = request.method == "HEAD"
         try:
@@ -177,14 +176,13 @@ class Endpoints:
         watcher = self._watcher()
         if watcher is None:
             return "unwatched", "nothing is watched"
-        statistics = watcher.statistics()
         if watcher.pressure_level == "critical":
             return "overloaded", "memory is at the critical level"
         verdict = watcher.verdict
         left_s = verdict.exhausted_in_s
         if left_s is not None and left_s < READY_S and verdict.state in ("growing", "leaking"):
             return "overloaded", f"memory runs out in {left_s:.0f} s"
-        if not statistics.samples:
+        if not watcher.samples:
             return "starting", "no sample was taken yet"
         return "ok", verdict.reason
 

@@ -309,6 +309,11 @@ class Watcher:
         return self._verdict
 
     @property
+    def samples(self) -> int:
+        """How many samples were taken."""
+        return self._tally.samples
+
+    @property
     def pressure_level(self) -> Level:
         """How near the limit memory was at the last sample: `normal`, `warning` or `critical`."""
         return self._relief.level

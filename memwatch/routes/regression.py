@@ -109,7 +109,7 @@ def attribute(
     Returns:
         Effects of the routes called often enough, the blamed ones first, in units of the level per request.
 
-    Cost: O(readings × routes²) 15 to 60 times: some 15 ms for 8 routes, 150 ms for 30 (bench/attribution.py --cost).
+    Cost: O(readings × routes²) 15 to 60 times: 40 ms for 8 routes, 245 ms for 30 (bench/attribution.py --cost).
     """
     count = len(levels)
     if count < FEWEST_ROWS:
