@@ -39,6 +39,7 @@ LAYERS: dict[str, int] = {
     "memwatch.relief": 3,
     "memwatch.blocks": 3,
     "memwatch.routes": 3,
+    "memwatch.fleet": 3,
     "memwatch.watcher": 3,
     "memwatch": 4,
     "memwatch.testing": 4,

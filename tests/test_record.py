@@ -243,6 +243,17 @@ def test_a_thinned_history_keeps_its_ends_and_the_readings_taken_rarely(writer: 
     assert sum("uss" in point.values for point in history) == 10
 
 
+def test_a_thinned_history_keeps_the_one_peak_that_somebody_looks_for(writer: RecordWriter) -> None:
+    for index in range(1000):
+        writer.write(sample_at(index, **({"rss": 9e9} if index == 777 else {"rss": 1.0} if index == 333 else {})))
+    with Record(writer.path) as record:
+        history = record.history(100)
+    values = [point.values["rss"] for point in history]
+    assert (max(values), min(values)) == (9e9, 1.0)
+    assert history[values.index(9e9)].time_s == START + 7770
+    assert [point.time_s for point in history] == sorted(point.time_s for point in history)
+
+
 def test_a_reader_sees_whole_ticks_while_the_writer_writes(writer: RecordWriter) -> None:
     writing = threading.Event()
     wrong: list[object] = []

@@ -9,6 +9,7 @@ import click
 
 from memwatch.cli import OK, options, records
 from memwatch.cli.screen import STATE_COLOURS, console, put, put_json, say
+from memwatch.fleet import worst_first
 from memwatch.model import Report
 from memwatch.report import headline, shown
 from memwatch.report.layout import wrapped
@@ -22,7 +23,7 @@ from memwatch.units import format_duration
 def command(as_json: bool, directory: str | None) -> int:
     """The watched processes of this machine, dead ones too: state, rate, memory, time left."""
     place = options.record_directory(options.load(directory=directory))
-    found = sorted(records.read_all(place), key=lambda item: (item.report.process.fate != "running", records.rank(item)))
+    found = worst_first(records.read_all(place))
     if as_json:
         put_json([_row_for_programs(item) for item in found])
         return OK

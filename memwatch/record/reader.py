@@ -197,28 +197,27 @@ class Record:
             return tuple(reversed([_census(row) for row in _in_order(rows)]))
 
     def history(self, points: int = HISTORY_POINTS) -> tuple[Sample, ...]:
-        """Coarse means before the fine samples begin, then the fine ones, thinned evenly to about *points*."""
+        """Coarse means before the fine samples begin, then the fine ones, thinned evenly to about *points*.
+
+        Where several samples become two, those are the lowest and the highest of `rss`: a peak that was thinned away would be the
+        one that somebody is looking for.
+        """
         with self._guarded():
             start, count = self._connection.execute("SELECT min(time_s), count(time_s) FROM samples").fetchone()
             until_s = start if start is not None else float("inf")
             old = [Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=until_s)]
-            step = max(1, (len(old) + count) // points)
-            thinned = old[::step]
-            # Costly channels are read rarely: a thinned point carries the readings of the samples it stands for.
-            pending: dict[str, float] = {}
-            for index, sample in enumerate(self.samples()):
-                pending.update(sample.values)
-                if index % step == step - 1 or index == count - 1:
-                    thinned.append(replace(sample, values=pending))
-                    pending = {}
-            return tuple(thinned)
+            of_two = max(1, round(2 * (len(old) + count) / points)) if len(old) + count > points else 1
+            return tuple(_thinned(itertools.chain(old, self.samples()), of_two))
 
-    def report(self, *, is_running: Callable[[Process], bool] | None = None, history: bool = True) -> Report:
+    def report(
+        self, *, is_running: Callable[[Process], bool] | None = None, history: bool = True, points: int | None = None
+    ) -> Report:
         """Everything the record knows, as the report the watcher would give.
 
         Args:
             is_running: tells whether the process is still there; without it a process without goodbye counts as running.
             history: whether to read the curve and the censuses too.
+            points: about how many moments of the curve; `HISTORY_POINTS` by default.
         """
         process = self.process()
         if process.ended is None and is_running is not None and not is_running(process):
@@ -239,13 +238,40 @@ class Record:
             events=self.events(),
             evidence=found.evidence,
             evidence_taken=found.time_s if found.evidence else None,
-            history=self.history() if history else (),
+            history=self.history(points or HISTORY_POINTS) if history else (),
             censuses=self.censuses(newest=CENSUSES_SHOWN) if history else (),
         )
 
     def _meta(self, key: str) -> Any:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
+
+
+def _thinned(samples: Iterable[Sample], of_two: int) -> Iterator[Sample]:
+    """Of each *of_two* samples in a row two: the lowest and the highest `rss`, in their order.  The last of all is always there.
+
+    Costly channels are read rarely: a point carries the readings of the samples it stands for.
+    """
+    samples = iter(samples)
+    following = list(itertools.islice(samples, of_two))
+    while following:
+        group, following = following, list(itertools.islice(samples, of_two))
+        kept = {0} if of_two == 1 else {_extreme(group, min), _extreme(group, max)}
+        if not following:
+            kept.add(len(group) - 1)
+        pending: dict[str, float] = {}
+        first = 0
+        for place, until in itertools.pairwise([*sorted(kept), len(group)]):
+            # The last point stands for those behind it as well; its own readings come before theirs.
+            last = place + 1 if until < len(group) else len(group)
+            for sample in group[first:last]:
+                pending.update(sample.values)
+            yield replace(group[place], values={**pending, **group[place].values})
+            first, pending = last, {}
+
+
+def _extreme(group: list[Sample], which: Callable[..., int]) -> int:
+    return which(range(len(group)), key=lambda place: group[place].values.get("rss", 0.0))
 
 
 def _census(row: tuple[Any, ...]) -> Census:
