@@ -369,12 +369,15 @@ class Process:
     interval_s: float | None = None
     oom_kills: int | None = None
     """OOM kills in the cgroup when the watch began: more of them now, and a death without goodbye has its reason."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """How it was watched: setting to its value as text, with where it came from if that is not the default."""
 
     def to_dict(self) -> dict[str, Any]:
         result = {item.name: getattr(self, item.name) for item in fields(self)}
         return result | {
             "command": list(self.command),
             "labels": dict(self.labels),
+            "settings": dict(self.settings),
             "started": iso(self.started),
             "ended": iso(self.ended),
         }

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from memwatch.config import Config
+from memwatch.config import Config, described
 from memwatch.model import Process
 from memwatch.record import RecordError, read_report
 from memwatch.vitals import identity, is_running, oom_kills
@@ -41,6 +41,10 @@ def describe_process(config: Config) -> Process:
         boot=me.boot,
         interval_s=config.interval_s,
         oom_kills=oom_kills(),
+        settings={
+            name: printable(value) if origin == "default" else printable(f"{value} ({origin})")
+            for name, value, origin in described(config)
+        },
     )
 
 

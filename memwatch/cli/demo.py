@@ -17,10 +17,11 @@ import click
 
 from memwatch.cli import FOUND, OK, records
 from memwatch.cli.report import coloured
-from memwatch.cli.screen import STATE_COLOURS, console, is_coloured, put, say, width
+from memwatch.cli.screen import console, is_coloured, put, say, width
 from memwatch.model import Report
 from memwatch.record import RecordError, find_records
 from memwatch.report import headline, render
+from memwatch.report.palette import STATE_TERMINAL
 from memwatch.report.words import amount, title
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _drawn(report: Report, visitors: int, columns: int) -> RenderableType:
         curve = [sample.values[channel] for sample in report.history if channel in sample.values]
         now = amount(channel, summary.current) if summary is not None else ""
         grid.add_row(Text(title(channel)), Text(sparkline(curve, bars), style="magenta"), Text(now, style="bold"))
-    colour = STATE_COLOURS[report.verdict.state]
+    colour = STATE_TERMINAL[report.verdict.state]
     needed = 64  # samples before a verdict
     taken = report.statistics.samples
     grid.add_row(

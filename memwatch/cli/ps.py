@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from memwatch.cli import OK, options, records
-from memwatch.cli.screen import STATE_COLOURS, console, put, put_json, say
+from memwatch.cli.screen import console, put, put_json, say
 from memwatch.fleet import worst_first
 from memwatch.model import Report
 from memwatch.report import headline, shown
 from memwatch.report.layout import wrapped
+from memwatch.report.palette import STATE_TERMINAL
 from memwatch.report.words import as_of, fate_word, memory_limit, of_limit, pace, status, what_grows, who
 from memwatch.units import format_duration
 
@@ -56,7 +57,7 @@ def _print(found: list[records.Found]) -> None:
     table.add_column("WATCHED", no_wrap=True)
     for item in found:
         report = item.report
-        style = STATE_COLOURS[report.verdict.state]
+        style = STATE_TERMINAL[report.verdict.state]
         table.add_row(
             Text(status(report.verdict), style="dim " + style if report.process.fate != "running" else "bold " + style),
             *(Text(cell) for cell in _cells(report)),
@@ -70,7 +71,7 @@ def _print(found: list[records.Found]) -> None:
                 word = status(item.report.verdict)
                 sentence = headline(item.report).removeprefix(word).lstrip(" ")
                 first, *rest = wrapped(sentence, screen.width, first=f"{word}  ", rest="  ")
-                screen.print(Text(word, style=STATE_COLOURS[item.report.verdict.state]), Text(first.removeprefix(word)), sep="")
+                screen.print(Text(word, style=STATE_TERMINAL[item.report.verdict.state]), Text(first.removeprefix(word)), sep="")
                 for line in rest:
                     screen.print(Text(line))
     put(drawn.get())

@@ -10,9 +10,10 @@ import click
 
 from memwatch import report as reports
 from memwatch.cli import FOUND, OK, options, records
-from memwatch.cli.screen import STATE_COLOURS, NotThere, is_coloured, put, say, width
+from memwatch.cli.screen import NotThere, is_coloured, put, say, width
 from memwatch.model import SEVERITY_ORDER, Report
 from memwatch.record import RecordError
+from memwatch.report.palette import STATE_TERMINAL
 from memwatch.report.words import status
 
 
@@ -76,7 +77,7 @@ def _look(path: Path) -> None:
 def coloured(text: str, report: Report) -> str:
     """A text report with its verdict and the states of its channels in colour; the words stay what they are."""
     word = status(report.verdict)
-    first = click.style(word, fg=STATE_COLOURS[report.verdict.state], bold=True)
+    first = click.style(word, fg=STATE_TERMINAL[report.verdict.state], bold=True)
     states = re.compile(r"(?<=  )(leaking|growing|recovering|warming-up|stable)(?=$|  |: )", re.MULTILINE)
-    body = states.sub(lambda match: click.style(match[0], fg=STATE_COLOURS[match[0]]), text[len(word) :])  # type: ignore[index]
+    body = states.sub(lambda match: click.style(match[0], fg=STATE_TERMINAL[match[0]]), text[len(word) :])  # type: ignore[index]
     return first + body

@@ -14,16 +14,6 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from memwatch.model import State
-
-STATE_COLOURS: dict[State, str] = {
-    "leaking": "red",
-    "growing": "yellow",
-    "recovering": "cyan",
-    "warming-up": "blue",
-    "stable": "green",
-}
-
 
 class NotThere(click.ClickException):
     """No such process or record."""

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memwatch.cli import OK, options
-from memwatch.cli.screen import STATE_COLOURS, NotThere, console, is_coloured, put, put_json, say
+from memwatch.cli.screen import NotThere, console, is_coloured, put, put_json, say
 from memwatch.config import Config
 from memwatch.model import Event, Process, Report, Sample, Verdict
 from memwatch.record import Record, RecordError, RecordWriter, record_name
 from memwatch.report import headline
+from memwatch.report.palette import STATE_TERMINAL
 from memwatch.tally import Tally
 from memwatch.trend import LeakDetector
 from memwatch.units import UnitError, parse_duration
@@ -242,7 +243,7 @@ class _Progress:
 
         for watch in self._watches:
             report = watch.report()
-            style = STATE_COLOURS[report.verdict.state] if is_coloured(sys.stderr) else ""
+            style = STATE_TERMINAL[report.verdict.state] if is_coloured(sys.stderr) else ""
             yield Text(headline(report) + (f"; it {watch.ended}" if watch.ended else ""), style=style)
 
     def __exit__(self, *exception: object) -> None:

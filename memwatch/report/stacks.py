@@ -34,8 +34,12 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class _Profile:
+class Profile:
+    """Stacks of one kind."""
+
     name: str
+    kind: str
+    """What its bytes are, in words that do not name the process."""
     stacks: tuple[tuple[tuple[Frame, ...], int], ...]
     """Frames, outermost first, and bytes."""
 
@@ -47,11 +51,11 @@ def render_speedscope(report: Report) -> str:
         NoStacks: there are none.
     """
     numbered: dict[Frame, int] = {}
-    profiles = []
-    for profile in _profiles(report):
+    drawn = []
+    for profile in profiles(report):
         samples = [[numbered.setdefault(frame, len(numbered)) for frame in stack] for stack, _ in profile.stacks]
         weights = [weight for _, weight in profile.stacks]
-        profiles.append(
+        drawn.append(
             {
                 "type": "sampled",
                 "name": profile.name,
@@ -68,7 +72,7 @@ def render_speedscope(report: Report) -> str:
         "exporter": "memwatch",
         "activeProfileIndex": 0,
         "shared": {"frames": [_plain(frame) for frame in numbered]},
-        "profiles": profiles,
+        "profiles": drawn,
     }
     return json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n"
 
@@ -85,7 +89,7 @@ def render_collapsed(report: Report) -> str:
         NoStacks: there are none.
     """
     total: dict[str, int] = {}
-    for stack, weight in _profiles(report)[0].stacks:
+    for stack, weight in profiles(report)[0].stacks:
         line = ";".join(map(_collapsed, stack))
         total[line] = total.get(line, 0) + weight
     return "".join(f"{line} {weight}\n" for line, weight in total.items())
@@ -96,15 +100,21 @@ def _collapsed(frame: Frame) -> str:
     return f"{frame.name}{place}".replace(";", ",")  # which divides frames
 
 
-def _profiles(report: Report) -> list[_Profile]:
+def profiles(report: Report) -> list[Profile]:
+    """The stacks of the growth, and of what is alive where a census has them.
+
+    Raises:
+        NoStacks: there are none.
+    """
     found = [
-        _profile(f"{title} of {who(report)}", item)
+        _profile(f"{title} of {who(report)}", title, item)
         for collector, title in (("sites", "growth"), ("native", "growth in C while these lines ran"))
         for item in report.evidence
         if item.collector == collector
     ]
     for census in reversed(report.censuses):
-        alive = [_profile(f"alive in {who(report)}, {moment(census.time_s)} UTC", item) for item in _sites(census.evidence)]
+        when = f"{moment(census.time_s)} UTC"
+        alive = [_profile(f"alive in {who(report)}, {when}", f"alive at {when}", item) for item in _sites(census.evidence)]
         if any(profile.stacks for profile in alive):
             found += alive
             break
@@ -124,8 +134,8 @@ def _why_none(report: Report) -> str:
     return f"there are no allocation stacks of {who(report)} to draw: {why}; --format text tells what is known"
 
 
-def _profile(name: str, evidence: Evidence) -> _Profile:
-    return _Profile(name, tuple(_stacks(evidence.suspects)))
+def _profile(name: str, kind: str, evidence: Evidence) -> Profile:
+    return Profile(name, kind, tuple(_stacks(evidence.suspects)))
 
 
 def _stacks(suspects: tuple[Suspect, ...]) -> Iterator[tuple[tuple[Frame, ...], int]]:
