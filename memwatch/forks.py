@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,9 +96,9 @@ def _after_in_child() -> None:
 
 
 def settled() -> None:
-    """No fork is under way any more: take back what was arranged for it.  Called with every tick."""
+    """Take back what was arranged for a fork that is over by now.  Called with every tick."""
     global _hushed
-    if _hushed is not None:
+    if _hushed is not None and time.monotonic() - _hushed > HUSHED_S:
         filters, _hushed = sys.modules["warnings"].filters, None
         with contextlib.suppress(ValueError):  # somebody has reset the filters meanwhile
             filters.remove(_HUSH)
@@ -106,12 +107,18 @@ def settled() -> None:
 # Since 3.13 os.fork() counts the threads after the handlers have run, and warns if there is more than one.  Where ours is the only
 # other one, and it was not there during the fork, the program must not be warned of it.
 _HUSH = ("ignore", re.compile(r"This process \(pid=\d+\) is multi-threaded, use of "), DeprecationWarning, None, 0)
-_hushed: object = None
+_hushed: float | None = None
+"""Monotonic time of the last fork that was hushed."""
+HUSHED_S = 1.0
+"""The warning comes after the handlers, when the sampling thread runs again: its first tick may be faster."""
 
 
 def _hush() -> None:
     global _hushed
-    if sys.version_info < (3, 13) or not _watched or _hushed is not None:
+    if sys.version_info < (3, 13) or not _watched:
+        return
+    if _hushed is not None:
+        _hushed = time.monotonic()
         return
     try:
         alone = len(list(Path("/proc/self/task").iterdir())) == 1
@@ -120,7 +127,7 @@ def _hush() -> None:
     if alone:
         import warnings
 
-        _hushed = True
+        _hushed = time.monotonic()
         warnings.filters.insert(0, _HUSH)
 
 

@@ -24,7 +24,7 @@ from memwatch.gate import blocks
 from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.peaks import Peak, PeakMeter, has_memray, read_mark
 from memwatch.gate.readings import UNREAD, Growth, Reader, Reading, between
-from memwatch.gate.settling import settle
+from memwatch.gate.settling import FROZEN_AT_START, settle
 from pytest_memwatch import baseline, crashlog, files, inside, terminal
 from pytest_memwatch.judge import Case
 from pytest_memwatch.limits import ALIASES, Limits, Rules
@@ -36,8 +36,6 @@ from pytest_memwatch.results import SUSPECT, Results, Row
 
 HEAP_READERS = ("gc", "objgraph", "pympler", "muppy")
 """A test file with one of these names looks at the heap itself: nothing is hidden from it by freezing."""
-FROZEN_AT_START = 1000
-"""Python 3.12 itself begins with 375 frozen objects; more than this (guess) are the program's, and stay: who thaws, thaws all."""
 MOST_TOLD = 20
 """Malformed markers that are told."""
 

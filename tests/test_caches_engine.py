@@ -747,7 +747,10 @@ while interrupts < 1500:
             cache.set(number % 90, number, tags=("t",))
             cache.pop(number % 70, None)
             cache.get_or_set(number % 30, int)
-            if number % 500 == 0: cache.invalidate(tag="t"); cache.shrink(fraction=0.5)
+            if number % 500 == 0:
+                cache.invalidate(tag="t"); cache.shrink(fraction=0.5)
+                # Again, where the signal came in a callback of the interpreter, which says so on stderr and goes on.
+                signal.setitimer(signal.ITIMER_REAL, 0.0007)
     except Interrupted as error:
         interrupts += 1
         kept.append(error)  # with its traceback, as an error tracker would

@@ -223,6 +223,31 @@ def test_an_object_that_only_the_caller_holds_is_as_good_as_collected() -> None:
     memwatch.assert_collected(thing)
 
 
+def test_what_another_thread_is_collecting_meanwhile_is_waited_for() -> None:
+    """`gc.collect` does nothing while another thread collects, and a callback of it lets this one run."""
+    collecting, ended = threading.Event(), threading.Event()
+
+    def slow(phase: str, info: object) -> None:
+        if threading.current_thread() is other and phase == "start":
+            collecting.set()
+            ended.wait(0.05)
+
+    other = threading.Thread(target=gc.collect)
+    gc.callbacks.append(slow)
+    try:
+        thing = Thing()
+        thing.me = thing
+        reference = weakref.ref(thing)
+        del thing
+        other.start()
+        assert collecting.wait(10)
+        memwatch.assert_collected(reference)
+    finally:
+        gc.callbacks.remove(slow)
+        ended.set()
+        other.join()
+
+
 def test_a_weak_reference_has_to_be_dead() -> None:
     thing = Thing()
     reference = weakref.ref(thing)

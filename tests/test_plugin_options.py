@@ -49,7 +49,7 @@ PEAK = """
 FROZEN = """
     def test_frozen():
         import gc
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() < 1000  # Python 3.12 itself begins with 375
 """
 
 
@@ -271,7 +271,7 @@ import sys, gc, threading
 
 def test_inert(pytestconfig):
     assert not [name for name in sys.modules if name.startswith(("memwatch.evidence", "memwatch.watcher", "memwatch.vitals"))]
-    assert gc.get_freeze_count() == 0 and threading.active_count() == 1
+    assert gc.get_freeze_count() < 1000 and threading.active_count() == 1
     assert "memray" not in sys.modules and "tracemalloc" not in sys.modules
     assert not pytestconfig.pluginmanager.hasplugin("memwatch-gate")
 """)  # fmt: skip

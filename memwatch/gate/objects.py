@@ -15,7 +15,7 @@ from typing import Any
 from memwatch.evidence import names
 from memwatch.gate.judging import MemoryGrowth
 from memwatch.gate.readings import Reader
-from memwatch.gate.settling import settle
+from memwatch.gate.settling import FROZEN_AT_START, settle
 
 DEEPEST = 16
 MOST_VISITED = 20_000
@@ -67,7 +67,7 @@ def way_to_root(target: object, *, ignored: list[Any]) -> list[str] | None:
     Breadth first against the references.  What is frozen (`gc.freeze`) is thawed for the search, then frozen
     again with all there is.
     """
-    frozen = gc.get_freeze_count() > 0
+    frozen = gc.get_freeze_count() > FROZEN_AT_START
     if frozen:
         gc.unfreeze()  # gc.get_referrers passes frozen objects over
     try:
