@@ -109,6 +109,21 @@ print(os.getpid())
     assert done.stderr == ""
 
 
+def test_a_program_is_not_warned_of_our_thread_however_long_its_own_fork_handlers_take(tmp_path: Path, python: Any) -> None:
+    """Since Python 3.13 the warning comes after the handlers, when we sample again."""
+    done = python(
+        WAIT
+        + """
+os.register_at_fork(after_in_parent=lambda: time.sleep(0.3))
+child = os.fork()
+if child == 0: os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+""",
+        tmp_path / "records",
+    )
+    assert done.stderr == ""
+
+
 def test_forking_from_many_threads_while_the_record_is_written_never_hangs_a_child(tmp_path: Path, python: Any) -> None:
     done = python(
         """
