@@ -559,10 +559,10 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the report as text, whose words are never obeyed as HTML."""
-        import html
+        """What a notebook shows: verdict, curve and evidence, and the whole report as text, which unfolds."""
+        from memwatch.report import html
 
-        return f'<pre style="line-height: 1.3">{html.escape(self.render("text"))}</pre>'
+        return html.render_inline(self)
 
     def render(self, format: str = "text") -> str:
         """Render this report; *format* is one of `memwatch.report.FORMATS`.

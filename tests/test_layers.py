@@ -61,6 +61,7 @@ HOMES = {
     "click": "memwatch.cli",
     "rich": "memwatch.cli",
     "locust": "memwatch.cli.load_users",
+    "resvg_py": "memwatch.cli.report",
     "memray": "memwatch.gate.peaks",
     "redis": "memwatch.caches.redis_tier",
     "compression": "memwatch.caches.codec",  # of the standard library from 3.14 on

@@ -33,6 +33,15 @@ class NotWritten(click.ClickException):
         say(f"cannot write to standard output: {self.message}")
 
 
+class CannotWrite(click.ClickException):
+    """A file that was asked for could not be written; the message names it."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        say(self.message)
+
+
 class NobodyReads(NotWritten):
     """Whoever read us (`head`, a pager) has seen enough, and that is fine."""
 
@@ -53,10 +62,13 @@ def say(text: str) -> None:
     click.echo(line, err=True)
 
 
-def put(text: str) -> None:
-    """Data.  The text ends with its own newline."""
+def put(data: str | bytes) -> None:
+    """Data.  A text ends with its own newline."""
     try:
-        sys.stdout.write(text)
+        if isinstance(data, bytes):
+            sys.stdout.buffer.write(data)
+        else:
+            sys.stdout.write(data)
         sys.stdout.flush()
     except OSError as error:
         drop_stdout()

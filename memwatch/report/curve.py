@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import cast
 
 from memwatch.model import STATES, Event, Report, Sample, State
@@ -25,11 +24,17 @@ MARKS_DRAWN = 200
 GAP = 5.0
 """This many times as long as its neighbours, a step between two readings is a time nobody watched."""
 NEIGHBOURS = 10
+STRETCH = 1.25
+"""A fitted line is drawn over this many times as long as the growth took at its rate, if it has lasted so long."""
 MOST_AHEAD = 0.5
 """A projection takes at most this much of the time that was measured."""
 LIMIT_NEAR = 3.0
 """A limit this many times above the highest reading would press the curve flat: it is told, not drawn, unless it is projected to
 be reached within the picture."""
+
+
+class NothingToDraw(ValueError):
+    """Fewer than two readings: there is no curve; the message says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,7 @@ def _is_gap(steps: Sequence[float], place: int) -> bool:
     around = [*steps[max(0, place - NEIGHBOURS) : place], *steps[place + 1 : place + 1 + NEIGHBOURS]]
     if len(around) < 3 or steps[place] <= GAP * min(around):
         return False
-    return steps[place] > GAP * median(around) and steps[place] > 1.5 * max(around)
+    return steps[place] > GAP * sorted(around)[len(around) // 2] and steps[place] > 1.5 * max(around)
 
 
 def _spans(report: Report, start_s: float, end_s: float) -> Iterator[Span]:
@@ -195,6 +200,8 @@ def _spans(report: Report, start_s: float, end_s: float) -> Iterator[Span]:
     for time_s, following in changes:
         if time_s >= end_s:
             break
+        if following == state:  # told again, of another channel or with other figures
+            continue
         if time_s > at_s:
             yield Span(at_s, time_s, state)
             at_s = time_s
@@ -224,6 +231,9 @@ def _trend(report: Report, series: Iterable[Series], times: Sequence[float]) -> 
     if verdict.state not in ("leaking", "growing") or verdict.since is None or drawn is None:
         return None
     from_s = max(verdict.since, times[0])
+    if verdict.rate > 0 and verdict.grown > 0:
+        # The rate is that of the growth that was measured, which may be the later part of it.
+        from_s = max(from_s, times[-1] - STRETCH * verdict.grown / verdict.rate)
     points = [(time_s, value) for time_s, value in zip(times, drawn.values, strict=True) if value is not None and time_s >= from_s]
     if len(points) < 2:
         return None

@@ -17,6 +17,7 @@ from memwatch.report import parts
 from memwatch.report.curve import memory_curve, resource_curve
 from memwatch.report.drawing import as_script, curve_data, stack_data
 from memwatch.report.palette import STATE_COLOURS
+from memwatch.report.text import render_text
 from memwatch.report.words import status, who
 
 STYLES = ("uplot/uPlot.min.css", "memwatch.css")
@@ -91,6 +92,17 @@ def render_html(report: Report) -> str:
         body="\n".join(parts.section(name, body) for name, body in made.items()),
         data=as_script(page_data(report)),
         script=script(),
+    )
+
+
+def render_inline(report: Report) -> str:
+    """The report within a notebook: no script, and a style that stays within it."""
+    shown = ("verdict", "curve", "evidence")
+    body = "".join(f"<div>{made}</div>" for name, made in parts.sections(report).items() if name in shown)
+    whole = html.escape(render_text(report))
+    return (
+        f'<div class="memwatch-report"><style>{asset("notebook.css")}</style>{body}'
+        f"<details><summary>The whole report</summary><pre>{whole}</pre></details></div>"
     )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from xml.sax.saxutils import escape
+from html import escape
 
 from memwatch.model import Report
-from memwatch.report.curve import Curve, Series, memory_curve, resource_curve
+from memwatch.report.curve import Curve, NothingToDraw, Series, memory_curve, resource_curve
 from memwatch.report.layout import cells, shown, wrapped
 from memwatch.report.palette import STATE_COLOURS, stroke
 from memwatch.report.words import RESOURCE_KINDS, headline
@@ -24,6 +24,7 @@ LEFT, RIGHT, BOTTOM = 78, 16, 34
 LINE = 17
 CHARACTERS = 108
 """Of the headline in a line, at this size of type."""
+HALO = 'stroke="#ffffff" stroke-width="3" paint-order="stroke"'
 INK, SOFT, RULE, GROUND = "#1d2127", "#555d69", "#d9dde3", "#ffffff"
 FONT = 'font-family="system-ui, DejaVu Sans, Liberation Sans, sans-serif"'
 TICKS = 5
@@ -31,10 +32,6 @@ DAY_S = 86400.0
 _STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, DAY_S)
 MOST_LINES = 4
 """Of the headline; a name as long as a page has no room in a picture."""
-
-
-class NothingToDraw(ValueError):
-    """Fewer than two readings: there is no curve; the message says so."""
 
 
 def render_svg(report: Report) -> str:
@@ -64,7 +61,7 @@ def picture(curve: Curve, title: list[str] | None = None, *, label: str = "") ->
     legend_y = top + 12
     frame = _Frame(curve, top + 34, HEIGHT + LINE * len(heading) - BOTTOM)
     height = frame.bottom + BOTTOM
-    name = escape(label or " ".join(heading) or "memory over time", {'"': "&quot;"})
+    name = escape(label or " ".join(heading) or "memory over time")
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{name}" {FONT} font-size="12">',
@@ -237,11 +234,11 @@ def _limit(curve: Curve, frame: _Frame) -> Iterator[str]:
         return
     text = f"limit {format_size(curve.limit) if curve.unit == 'bytes' else format_count(curve.limit)}"
     if not curve.draws_limit:
-        yield f'<text x="{WIDTH - RIGHT - 4}" y="{frame.top + 14:.1f}" fill="{SOFT}" text-anchor="end">↑ {text}</text>'
+        yield f'<text x="{WIDTH - RIGHT - 4}" y="{frame.top + 14:.1f}" fill="{SOFT}" text-anchor="end" {HALO}>↑ {text}</text>'
         return
     y = frame.y(curve.limit)
     yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{INK}" stroke-width="1.4" stroke-dasharray="2 4"/>'
-    yield f'<text x="{LEFT + 6}" y="{y - 5:.1f}" fill="{INK}">{text}</text>'
+    yield f'<text x="{LEFT + 6}" y="{y - 5:.1f}" fill="{INK}" {HALO}>{text}</text>'
 
 
 def _projection(curve: Curve, frame: _Frame) -> Iterator[str]:
@@ -257,4 +254,5 @@ def _projection(curve: Curve, frame: _Frame) -> Iterator[str]:
         f'stroke-dasharray="5 4"/>'
     )
     below = min(frame.bottom - 8, max(y + 20, frame.top + 30))
-    yield f'<text x="{x - 6:.1f}" y="{below:.1f}" fill="{colour}" font-weight="600" text-anchor="end">{escape(ahead.text)}</text>'
+    style = f'fill="{colour}" font-weight="600" text-anchor="end" {HALO}'
+    yield f'<text x="{x - 6:.1f}" y="{below:.1f}" {style}>{escape(ahead.text)}</text>'

@@ -280,7 +280,7 @@ def next_command(report: Report) -> str:
     """What to type next, given what was found."""
     pid = report.process.pid
     if report.verdict.state == "leaking":
-        return f"memwatch report {pid} --format markdown  (for an issue; --json has every event)"
+        return f"memwatch report {pid} --html leak.html  (the curves; --format markdown for an issue)"
     if report.process.fate == "running" and report.verdict.state == "stable":
         return "memwatch ps  (all watched processes)"
     return f"memwatch report {pid}  (as it is then)" if report.process.fate == "running" else f"memwatch report {pid} --json"

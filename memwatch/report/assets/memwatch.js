@@ -75,6 +75,16 @@ const memwatch = (() => {
     return places;
   };
 
+  /* What stands at the axis of time: from this step on, this, and below it the date where that is another. */
+  const clocks = (step, text) => [step, text, "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1];
+  const MOMENTS = [
+    [31536000, "{YYYY}", null, null, null, null, null, null, 1],
+    [86400, "{D} {MMM}", "\n{YYYY}", null, null, null, null, null, 1],
+    clocks(60, "{HH}:{mm}"),
+    clocks(1, "{HH}:{mm}:{ss}"),
+    clocks(0.001, "{HH}:{mm}:{ss}.{fff}"),
+  ];
+
   class Curve {
     constructor(figure, data) {
       this.figure = figure;
@@ -134,7 +144,7 @@ const memwatch = (() => {
         },
         scales: { x: { time: true }, y: { range: (chart, low, high) => this.range(low, high) } },
         axes: [
-          { ...axis, space: 60 },
+          { ...axis, space: 70, values: MOMENTS },
           {
             ...axis, size: 76,
             splits: (chart, index, low, high) => ticks(low, high, unit),
@@ -336,6 +346,17 @@ const memwatch = (() => {
       ctx.save();
       ctx.beginPath(); ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height); ctx.clip();
       ctx.font = `600 ${12 * scale}px system-ui, sans-serif`;
+      ctx.setLineDash([]);
+      const write = (text, left, top) => { // readable on top of any line
+        ctx.save();
+        ctx.strokeStyle = css("--ground");
+        ctx.lineWidth = 4 * scale;
+        ctx.lineJoin = "round";
+        ctx.setLineDash([]);
+        ctx.strokeText(text, left, top);
+        ctx.restore();
+        ctx.fillText(text, left, top);
+      };
       if (trend && !this.hidden.has(trend.channel)) {
         const [[from, to], [lowFrom, lowTo], [highFrom, highTo]] = trend.lines;
         const left = x(trend.from), right = x(trend.until), middle = (left + right) / 2, height = y((from + to) / 2);
@@ -357,10 +378,10 @@ const memwatch = (() => {
           ctx.setLineDash([2 * scale, 4 * scale]);
           ctx.beginPath(); ctx.moveTo(bbox.left, y(limit.value)); ctx.lineTo(bbox.left + bbox.width, y(limit.value)); ctx.stroke();
           ctx.setLineDash([]);
-          ctx.fillText(limit.text, bbox.left + 8 * scale, y(limit.value) - 6 * scale);
+          write(limit.text, bbox.left + 8 * scale, y(limit.value) - 6 * scale);
         } else {
           ctx.textAlign = "right";
-          ctx.fillText(`↑ ${limit.text}`, bbox.left + bbox.width - 6 * scale, bbox.top + 14 * scale);
+          write(`↑ ${limit.text}`, bbox.left + bbox.width - 6 * scale, bbox.top + 14 * scale);
         }
       }
       if (projection) {
@@ -372,7 +393,7 @@ const memwatch = (() => {
         ctx.textAlign = "right";
         const right = Math.min(x(until), bbox.left + bbox.width) - 6 * scale;
         const below = Math.max(y(end) + 22 * scale, bbox.top + 32 * scale);
-        if (x(until) > bbox.left) ctx.fillText(projection.text, right, Math.min(below, bbox.top + bbox.height - 8 * scale));
+        if (x(until) > bbox.left) write(projection.text, right, Math.min(below, bbox.top + bbox.height - 8 * scale));
       }
       ctx.restore();
     }
