@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from memwatch.model import ChannelSummary, Event, Evidence, Process, Report, Statistics, Suspect, Verdict
+import random
+from dataclasses import replace
+
+from memwatch.model import ChannelSummary, Event, Evidence, Process, Report, Sample, Statistics, Suspect, Verdict
 
 NOW_S = 1_795_334_400.0  # 2026-11-22 08:00:00 UTC
 MIB = 1024.0**2
@@ -178,6 +181,38 @@ def leak() -> Report:
             Event(NOW_S - 100, "plug", {"plug": "app.notify", "error": "ConnectionError: refused", "disabled": True}),
         ),
     )
+
+
+def a_day(report: Report, *, every_s: float = 10.0) -> Report:
+    """The same with a day of readings that end in what it says, and with what happened along them."""
+    count = int(86_400 / every_s)
+    chance = random.Random(7)
+    current = {name: summary.current or 0.0 for name, summary in report.statistics.channels.items()}
+    history = []
+    for index in range(count):
+        part = (index + 1) / count
+        values = {"rss": current["rss"] * (0.4 + 0.6 * part + 0.01 * chance.random()), "limit": 2 * GIB}
+        values["heap"] = current.get("heap", 0.0) * (0.3 + 0.7 * part + 0.005 * chance.random())
+        values["native"] = 96 * MIB + 900_000 * chance.random()
+        values["retained"] = 12 * MIB + 400_000 * chance.random()
+        values["fds"], values["threads"] = 41.0 + index % 5, 9.0
+        if index % 30 == 0:
+            values["uss"] = 0.98 * values["rss"]
+        history.append(Sample(NOW_S - 86_400 + (index + 1) * every_s, index * every_s, values))
+    before = (
+        Event(NOW_S - 80_000, "verdict", {"state": "stable", "reason": ""}),
+        Event(NOW_S - 40_000, "verdict", {"state": "growing", "reason": "it grows"}),
+        Event(NOW_S - 36_000, "verdict", {"state": "leaking", "reason": "it leaks"}),
+        Event(NOW_S - 9_000, "pressure", {"level": "warning", "before": "normal", "rss": GIB, "limit": 2 * GIB}),
+        Event(NOW_S - 8_990, "relief", {"step": "caches expire", "freed": 5_000_000, "rss_freed": 4_000_000, "took_s": 0.02}),
+    )
+    growing = report.verdict.state in ("leaking", "growing")
+    since = NOW_S - 40_000 if growing else report.verdict.since
+    verdict = replace(report.verdict, since=since, grown=0.3 * current.get("heap", 0.0)) if growing else report.verdict
+    if growing and "heap" in current:
+        rate = 0.7 * current["heap"] / 86_400
+        verdict = replace(verdict, rate=rate, rate_low=0.9 * rate, rate_high=1.1 * rate, exhausted_in_s=30_000.0)
+    return replace(report, history=tuple(history), events=before + report.events, verdict=verdict)
 
 
 def lookalike() -> Report:

@@ -63,7 +63,7 @@ def test_a_dead_process_has_no_time_left() -> None:
 
 @pytest.mark.parametrize("format", reports.FORMATS)
 def test_nothing_a_process_chose_reaches_the_terminal_as_control(format: str) -> None:
-    odd = cases.hostile()
+    odd = cases.a_day(cases.hostile())
     text = reports.render(replace(odd, evidence=(*odd.evidence, replace(odd.evidence[0], collector="sites"))), format)
     assert [char for char in text if not char.isprintable() and char != "\n"] == []
     assert reports.headline(cases.hostile()).isprintable()
@@ -80,8 +80,8 @@ def test_a_long_command_is_cut_and_the_rest_is_counted() -> None:
 
 
 def test_asking_for_a_format_that_is_not_there_says_which_are() -> None:
-    with pytest.raises(ValueError, match="'html' is not a format of a report here; formats are text, json, markdown"):
-        reports.render(cases.leak(), "html")
+    with pytest.raises(ValueError, match="'pdf' is not a format of a report here; formats are text, json, html, markdown"):
+        reports.render(cases.leak(), "pdf")
 
 
 def test_wrapping_loses_nothing_and_keeps_a_number_with_its_unit() -> None:

@@ -17,8 +17,9 @@ from memwatch.report.palette import STATE_COLOURS, stroke
 from memwatch.report.stacks import NoStacks, profiles
 from memwatch.units import format_count, format_size
 
-RESOLUTION = 50_000
-"""Levels between zero and the highest reading: far more than a screen has pixels, and numbers stay short."""
+RESOLUTION, OWN_RESOLUTION = 20_000, 50_000
+"""Levels between zero and the highest reading of a picture, and of one of its lines: far more than a screen has pixels, and numbers
+stay short."""
 FRAMES_DRAWN = 5_000
 """Frames of one flame graph; a stack that is smaller than those is counted as one block."""
 
@@ -32,11 +33,12 @@ def as_script(value: Any) -> str:
 def curve_data(curve: Curve) -> dict[str, Any]:
     """A curve for the page.
 
-    Times and values are steps from one to the next, in units of `tick_s` and `quantum`.  A channel that is read rarely is told as
-    the places where it was read.
+    Times and values are steps from one to the next, in units of `tick_s` and `quantum`; a step that comes again and again is
+    `[step, times]`.  A channel that is read rarely is told as the places where it was read.
     """
     tick_s = 0.001 if _least_step(curve.times) < 1.0 else 0.1
     start = curve.times[0]
+    highest = max((abs(value) for one in curve.series for value in one.values if value is not None), default=0.0)
     ticks = [round((time_s - start) / tick_s) for time_s in curve.times]
     return {
         "unit": curve.unit,
@@ -44,7 +46,7 @@ def curve_data(curve: Curve) -> dict[str, Any]:
         "tick_s": tick_s,
         "times": _steps(ticks),
         "gaps": list(curve.gaps),
-        "series": [_series(one.channel, one.title, one.values) for one in curve.series],
+        "series": [_series(one.channel, one.title, one.values, highest) for one in curve.series],
         "spans": [
             {"from": round(one.from_s, 3), "until": round(one.until_s, 3), "state": one.state} | _colour(one.state)
             for one in curve.spans
@@ -91,18 +93,23 @@ def _least_step(times: Sequence[float]) -> float:
     return min((later - earlier for earlier, later in itertools.pairwise(times)), default=1.0)
 
 
-def _steps(numbers: Iterable[int]) -> list[int]:
-    steps, before = [], 0
+def _steps(numbers: Iterable[int]) -> list[Any]:
+    before, steps = 0, []
     for number in numbers:
         steps.append(number - before)
         before = number
-    return steps
+    packed: list[Any] = []
+    for step, group in itertools.groupby(steps):
+        times = sum(1 for _ in group)
+        packed += [[step, times]] if times > 3 else [step] * times
+    return packed
 
 
-def _series(channel: str, title: str, values: Sequence[float | None]) -> dict[str, Any]:
+def _series(channel: str, title: str, values: Sequence[float | None], highest: float) -> dict[str, Any]:
     read = [(place, value) for place, value in enumerate(values) if value is not None]
-    highest = max((abs(value) for _, value in read), default=0.0)
-    quantum: float = 2.0 ** max(0, math.ceil(math.log2(highest / RESOLUTION))) if highest > 0 else 1.0
+    own = max((abs(value) for _, value in read), default=0.0)
+    finest = max(own / OWN_RESOLUTION, highest / RESOLUTION)
+    quantum: float = 2.0 ** max(0, math.ceil(math.log2(finest))) if finest > 0 else 1.0
     drawn = stroke(channel)
     packed: dict[str, Any] = {
         "channel": channel,

@@ -24,6 +24,8 @@ from memwatch.report.words import (
     as_of,
     blame,
     blamed_routes,
+    cache_remarks,
+    cache_removals,
     channel_pace,
     channel_state,
     channels_in_order,
@@ -263,7 +265,7 @@ def _suspect(collector: str, item: Suspect) -> str:
     steps = "".join(f"<li><code>{clipped(step)}</code></li>" for step in item.trail)
     if len(item.trail) == 1:
         return f'{label} <span class="soft">{word} <code>{clipped(item.trail[0])}</code></span>'
-    return f"{label}<details><summary>{word} {len(item.trail)} places</summary><ol>{steps}</ol></details>"
+    return f"{label}<details><summary>{word} {len(item.trail)} lines</summary><ol>{steps}</ol></details>"
 
 
 def _bar(part: float) -> str:
@@ -315,20 +317,18 @@ def caches(report: Report) -> str:
     for cache in report.caches:
         held, most, entries, room = (_number(cache, name) for name in ("bytes", "max_bytes", "entries", "maxsize"))
         ratio, hits, misses = (_number(cache, name) for name in ("hit_ratio", "hits", "misses"))
-        removals = cache.get("removals")
-        left = removals.items() if isinstance(removals, Mapping) else ()
-        told = [f"{format_count(count)} {cause}" for cause, count in left if isinstance(count, int) and count < 2**63]
         rows.append(
             (
                 f"<code>{clipped(str(cache.get('name', '?')))}</code>",
-                _of(held, most, format_size),
+                ("about " if cache.get("is_estimated") and held is not None else "") + _of(held, most, format_size),
                 _of(entries, room, format_count),
                 "" if ratio is None else f"{_bar(ratio)}{ratio * 100:.1f} %",
                 "" if hits is None or misses is None else format_count(hits + misses),
-                text(", ".join(told)),
+                text(", ".join(cache_removals(cache))),
+                text(", ".join(cache_remarks(cache))),
             )
         )
-    header = ("cache", "bytes", "entries", "hits", "reads", "left")
+    header = ("cache", "bytes", "entries", "hits", "reads", "left", "remarks")
     return table(header, rows, label="caches", right=(1, 2, 4)) if rows else ""
 
 

@@ -18,8 +18,8 @@ from memwatch.report.words import RESOURCE_KINDS, headline
 from memwatch.units import format_count, format_size
 
 WIDTH, HEIGHT = 960, 420
-POINTS_DRAWN = 900
-"""A line has no more points than this: about one a pixel."""
+POINTS_DRAWN = 600
+"""A line has no more points than this: about two of three pixels."""
 LEFT, RIGHT, BOTTOM = 78, 16, 34
 LINE = 17
 CHARACTERS = 108

@@ -305,16 +305,25 @@ def cache_line(cache: Mapping[str, Any]) -> str:
     ratio, reads = number("hit_ratio"), (number("hits") or 0) + (number("misses") or 0)
     if ratio is not None:
         parts.append(f"{ratio * 100:.0f} % hits" + (f" of {format_count(reads)} reads" if reads else ""))
-    removals = cache.get("removals")
-    if isinstance(removals, Mapping) and removals:
-        left = [f"{format_count(count)} {cause}" for cause, count in removals.items() if isinstance(count, int)]
-        parts.append("left: " + ", ".join(left))
-    room = number("room")
-    if room is not None and room < 1:
-        parts.append(f"may use {room * 100:.0f} % of its bounds after pressure")
-    if number("hook_errors"):
-        parts.append(f"{format_count(number('hook_errors') or 0)} errors of hooks")
+    left = cache_removals(cache)
+    if left:
+        parts.append(f"left: {', '.join(left)}")
+    parts += cache_remarks(cache)
     return f"{cache.get('name', '?')}  {', '.join(parts)}"
+
+
+def cache_removals(cache: Mapping[str, Any]) -> list[str]:
+    """How many entries left a cache, by cause."""
+    removals = cache.get("removals")
+    causes = removals.items() if isinstance(removals, Mapping) else ()
+    return [f"{format_count(count)} {cause}" for cause, count in causes if isinstance(count, int) and abs(count) < 2**63]
+
+
+def cache_remarks(cache: Mapping[str, Any]) -> list[str]:
+    """What is out of the ordinary about a cache."""
+    room, errors = _number(cache, "room"), _number(cache, "hook_errors")
+    remarks = [f"may use {room * 100:.0f} % of its bounds after pressure"] if room is not None and room < 1 else []
+    return [*remarks, f"{format_count(errors)} errors of hooks"] if errors else remarks
 
 
 def blame(row: Mapping[str, Any]) -> str:

@@ -46,7 +46,12 @@ const memwatch = (() => {
 
   const unpack = (steps, factor = 1, start = 0) => {
     let at = 0;
-    return steps.map((step) => start + (at += step) * factor);
+    const found = [];
+    for (const one of steps) {
+      const [step, times] = Array.isArray(one) ? one : [one, 1];
+      for (let again = 0; again < times; again += 1) found.push(start + (at += step) * factor);
+    }
+    return found;
   };
   const columns = (data) => {
     const times = unpack(data.times, data.tick_s, data.start);
@@ -91,7 +96,7 @@ const memwatch = (() => {
       this.box = figure.querySelector(".live");
       this.hidden = new Set();
       this.zoomed = false;
-      this.legend = element("div", { class: "legend", role: "group", "aria-label": "lines" });
+      this.legend = element("div", { class: "legend lines", role: "group", "aria-label": "lines" });
       this.plot = element("div", {
         class: "plot", tabindex: "0", role: "application",
         "aria-label": `${figure.querySelector("figcaption").textContent} over time. Arrow keys move along the curve, plus and minus `
