@@ -113,13 +113,17 @@ def parse_rate(text: str, *, of: float | None = None) -> float:
     return size / seconds
 
 
+SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+"""What sizes are told in, each 1,024 of the one before."""
+
+
 def format_size(size: float | None, *, sign: bool = False) -> str:
     """Render bytes in IEC units with three significant digits: `12.4 MiB`; None is `?`."""
     if size is None or math.isnan(size):
         return "?"
     prefix = "-" if size < 0 else "+" if sign else ""
     value, unit = abs(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+    for unit in SIZE_UNITS:
         if value < 1023.5 or unit == "TiB":
             break
         value /= 1024
@@ -132,7 +136,7 @@ def format_sizes(size: float | None, of: float) -> str:
     if size is None:
         return f"? of {whole}"
     unit = whole.rsplit(" ", 1)[1]
-    factor = 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
+    factor = 1024 ** SIZE_UNITS.index(unit)
     return f"{_digits(size / factor, whole=unit == 'B')} of {whole}"
 
 

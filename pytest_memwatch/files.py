@@ -17,7 +17,10 @@ from pytest_memwatch.options import Settings
 from pytest_memwatch.results import BYTES, CLEAN, INSIDE, LEAK, SUSPECT, WARMUP, Results, Row, measure, size_of
 
 MOST_BARS = 25
-COLOURS = {LEAK: "#c0392b", "peak": "#c2559d", SUSPECT: "#d68910", WARMUP: "#7f8c8d", CLEAN: "#2e86c1"}
+STATES = {LEAK: "leaking", "peak": "peak", SUSPECT: "growing", WARMUP: "warming-up", CLEAN: "clean"}
+"""The state of a process whose colour each verdict of a test has."""
+WIDEST = 65
+"""Percent of its column that the longest bar takes: its size stands beside it."""
 
 
 def write(results: Results, settings: Settings) -> list[str]:
@@ -110,24 +113,32 @@ def _cell(text: str) -> str:
 
 def as_html(results: Results) -> str:
     """A page by itself: bars of the largest tests and fixtures, and each finding with the course of its repetitions."""
+    from memwatch.report.html import document  # for a page only: what is imported is in the process that is measured
+
     rows = [row for row in sorted(results.rows.values(), key=size_of, reverse=True) if size_of(row) > 0]
     tests = bars([_bar(row) for row in rows if measure(row)[0] in BYTES][:MOST_BARS])
     left = bars([_bar(row) for row in rows if measure(row)[0] not in BYTES][:MOST_BARS])  # no scale has both bytes and counts
     wide = sorted(results.fixtures.values(), key=lambda one: -one.growth)[:MOST_BARS]
     fixtures = bars(
-        [Bar(f"{one.name} [{one.scope}]", one.growth, units.format_size(one.growth), "#8e44ad") for one in wide if one.growth > 0]
+        [Bar(f"{one.name} [{one.scope}]", one.growth, units.format_size(one.growth), "fixture") for one in wide if one.growth > 0]
     )
     findings = "".join(_finding(row) for verdict in (LEAK, SUSPECT, WARMUP) for row in results.of(verdict))
     counts = f"{results.checked} tests checked: {words.counts(results)}"
     total = f"suite growth {units.format_size(results.growth, sign=True)}, peak RSS {units.format_size(results.peak_rss)}"
-    return PAGE.format(
-        counts=html.escape(counts),
-        total=html.escape(total),
-        tests=tests or "<p>No test grew.</p>",
-        left=left and f"<h2>Left behind</h2>{left}",
-        fixtures=fixtures or "<p>None.</p>",
-        findings=findings or "<p>None.</p>",
+    sections = {
+        "tests": ("Tests", tests or "<p>No test grew.</p>"),
+        "left": ("Left behind", left),
+        "fixtures": ("Fixtures wider than a function", fixtures or "<p>None.</p>"),
+        "findings": ("Findings", f'<p class="soft">{LEGEND}</p>{findings}' if findings else "<p>None.</p>"),
+    }
+    shown = {name: (title, body) for name, (title, body) in sections.items() if body}
+    body = f"<h1>Memory of the tests</h1><p>{html.escape(counts)}; {html.escape(total)}.</p>" + "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{body}</section>'
+        for name, (title, body) in shown.items()
     )
+    links = {name: title for name, (title, _) in shown.items()}
+    footer = "Made by memwatch's pytest plugin; nothing is loaded when this page is opened."
+    return document("memwatch: memory of the tests", body, links, footer=footer, extra_style=STYLE)
 
 
 class Bar(NamedTuple):
@@ -137,12 +148,13 @@ class Bar(NamedTuple):
     size: int
     shown: str
     """The size in words."""
-    colour: str
+    state: str
+    """Names its colour."""
 
 
 def _bar(row: Row) -> Bar:
     metric, number = measure(row)
-    return Bar(row.nodeid, number, words.amount(metric, number), COLOURS[row.label])
+    return Bar(row.nodeid, number, words.amount(metric, number), STATES[row.label])
 
 
 def bars(rows: list[Bar]) -> str:
@@ -150,7 +162,8 @@ def bars(rows: list[Bar]) -> str:
     largest = max((row.size for row in rows), default=1)
     return "".join(
         f'<div class="row"><div class="name">{html.escape(row.label)}</div><div class="track">'
-        f'<span class="bar" style="width: {max(0.5, 65 * row.size / largest):.1f}%; background: {row.colour}"></span>'
+        f'<svg class="long {row.state}" width="{max(0.5, WIDEST * row.size / largest):.1f}%" height="14" aria-hidden="true">'
+        f'<rect width="100%" height="14"/></svg>'
         f'<span class="size">{html.escape(row.shown)}</span></div></div>'
         for row in rows
     )
@@ -183,28 +196,13 @@ def _finding(row: Row) -> str:
     return f"<h3>{html.escape(row.nodeid)} <small>{html.escape(row.label)}</small></h3>{picture}<pre>{text}</pre>"
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>memwatch: memory of the tests</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
-pre {{ background: #f4f4f4; padding: .7em; white-space: pre-wrap; overflow-wrap: anywhere }}
-h3, .name {{ overflow-wrap: anywhere }} figure {{ margin: 0 }}
-small, figcaption {{ color: #777; font-weight: normal; font-size: 13px }}
-.row {{ display: grid; grid-template-columns: 1fr 1fr; gap: 0 1em; padding: 2px 0; align-items: center }}
-.row {{ font: 12px/1.4 ui-monospace, monospace }} .name {{ text-align: right }}
-.track {{ display: flex; align-items: center; gap: .6em }} .bar {{ height: 14px; flex: none }}
-.first {{ fill: #95a5a6 }} .again {{ fill: #c0392b }}
-@media (max-width: 640px) {{ .row {{ grid-template-columns: 1fr; padding: 5px 0 }} .name {{ text-align: left }} }}
-@media (prefers-color-scheme: dark) {{
-  body {{ background: #16181c; color: #ddd }} pre {{ background: #22252b }} small, figcaption {{ color: #999 }}
-}}
-</style></head><body>
-<h1>Memory of the tests</h1><p>{counts}; {total}.</p>
-<h2>Tests</h2>{tests}
-{left}
-<h2>Fixtures wider than a function</h2>{fixtures}
-<h2>Findings</h2><p><small>Columns: the first run in grey, where it was measured alike; its repetitions in red.</small></p>
-{findings}
-</body></html>
+LEGEND = "Columns: the first run in grey, where it was measured alike; its repetitions in colour."
+STYLE = """
+pre { background: var(--card); padding: .7em; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.45 var(--mono) }
+h3, .name { overflow-wrap: anywhere } #findings figure { margin: 0 }
+.row { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1em; padding: 2px 0; align-items: center; font: 12px/1.4 var(--mono) }
+.name { text-align: right } .track { display: flex; align-items: center; gap: .6em } .long { flex: none }
+.long.leaking, .again { fill: var(--leaking) } .long.growing { fill: var(--growing) } .long.warming-up { fill: var(--warming-up) }
+.long.clean { fill: var(--link) } .long.peak, .long.fixture { fill: var(--recovering) } .first { fill: var(--soft) }
+@media (max-width: 640px) { .row { grid-template-columns: 1fr; padding: 5px 0 } .name { text-align: left } }
 """

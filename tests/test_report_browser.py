@@ -14,7 +14,9 @@ import report_cases as cases
 
 from memwatch import report as reports
 from memwatch.model import Report
+from memwatch.units import format_size
 
+pytest_plugins = ["pytester"]
 pytestmark = browsing.needs_chromium
 CASES = {name: make for name, make in cases.CASES.items() if name != "empty"} | {"hostile": cases.hostile}
 
@@ -90,6 +92,11 @@ def test_the_curves_have_the_readings(leak: browsing.Seen) -> None:
         })()"""
     )
     assert pixels > 500  # the line of resident memory
+
+
+def test_sizes_are_written_as_everywhere_else(leak: browsing.Seen) -> None:
+    sizes = [0, 1, 1023, 1024, 9999, 10_235, 102_399, 1_048_063, 1_048_064, 1.21 * cases.GIB, 5e15, -3 * cases.MIB]
+    assert leak.page.evaluate("sizes => sizes.map(memwatch.size)", sizes) == [format_size(size) for size in sizes]
 
 
 def test_dragging_over_a_curve_zooms_and_a_button_shows_all_again(leak: browsing.Seen) -> None:
@@ -264,3 +271,23 @@ def test_shown_again_with_other_data_a_curve_moves_on_and_keeps_its_zoom(leak: b
     assert page.evaluate("memwatch.curves.get('memory').columns[0].length") == len(report.history) + 1
     assert scale(page) == zoomed
     assert page.locator("[data-curve=memory] canvas").count() == 1
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_the_page_of_a_test_run_looks_alike_and_is_clean(browser: Any, pytester: pytest.Pytester, look: str) -> None:
+    pytester.makepyfile(
+        """
+        KEPT = []
+        def test_leaks():
+            KEPT.append(bytearray(3_000_000))
+        def test_warms_up():
+            if len(KEPT) < 9: KEPT.extend([bytearray(2_000_000)] * 9)
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--memwatch", "--memwatch-html=page.html")
+    url = (pytester.path / "page.html").as_uri()
+    with browsing.opened(browser, url, color_scheme=look) as seen:
+        assert "test_leaks" in seen.page.locator("#findings").inner_text()
+        assert seen.page.locator(".long.leaking").first.bounding_box()["width"] > 100
+        assert browsing.axe(seen.page) == []
+        assert (seen.requests, seen.complaints) == ([url], [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,18 +31,17 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>{style}</style></head>
 <body>
-<a class="skip" href="#verdict">To the verdict</a>
+<a class="skip" href="#{first}">To the content</a>
 <header><span class="brand">memwatch</span><nav aria-label="sections">{links}</nav></header>
 <main>
-<h1>{heading}</h1>
 {body}
 </main>
-<footer>Made by memwatch from the record of the process; nothing is loaded when this page is opened. Curves are drawn by uPlot
-(MIT, Leon Sorokin), whose licence is in this file.</footer>
-<script type="application/json" id="memwatch-data">{data}</script>
-<script>{script}</script>
+<footer>{footer}</footer>
+{scripts}
 </body></html>
 """
+_FOOTER = """Made by memwatch from the record of the process; nothing is loaded when this page is opened. Curves are drawn by uPlot
+(MIT, Leon Sorokin), whose licence is in this file."""
 
 
 @cache
@@ -81,17 +81,44 @@ def render_html(report: Report) -> str:
     Cost: about 0.1 s for a day of readings every 10 s (bench/page.py).
     """
     made = parts.sections(report)
-    links = "".join(f'<a href="#{name}">{parts.TITLES[name]}</a>' for name in made)
-    allowed = f"style-src '{_hash(style())}'; script-src '{_hash(script())}'"
+    heading = f"<h1>{parts.clipped(report.process.name)}<small>[{report.process.pid}]</small></h1>\n"
+    return document(
+        f"{status(report.verdict)}: {who(report)[:120]} · memwatch",
+        heading + "\n".join(parts.section(name, body) for name, body in made.items()),
+        {name: parts.TITLES[name] for name in made},
+        footer=_FOOTER,
+        data=page_data(report),
+    )
+
+
+def document(
+    title: str, body: str, links: Mapping[str, str], *, footer: str, extra_style: str = "", data: Mapping[str, Any] | None = None
+) -> str:
+    """A page that needs nothing else.
+
+    Args:
+        title: plain text, for the window.
+        body: HTML.
+        links: the ids of sections, and what they are called (plain text).
+        footer: HTML.
+        extra_style: what this page needs beyond the style of all.
+        data: what the script draws; without it the page has no script.
+    """
+    styled = style() + extra_style
+    allowed = f"default-src 'none'; style-src '{_hash(styled)}'"
+    scripts = ""
+    if data is not None:
+        allowed += f"; script-src '{_hash(script())}'"
+        scripts = f'<script type="application/json" id="memwatch-data">{as_script(data)}</script>\n<script>{script()}</script>'
     return _PAGE.format(
-        policy=f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'",
-        title=html.escape(f"{status(report.verdict)}: {who(report)[:120]} · memwatch"),
-        style=style(),
-        links=links,
-        heading=f"{parts.clipped(report.process.name)}<small>[{report.process.pid}]</small>",
-        body="\n".join(parts.section(name, body) for name, body in made.items()),
-        data=as_script(page_data(report)),
-        script=script(),
+        policy=f"{allowed}; base-uri 'none'; form-action 'none'",
+        title=html.escape(title),
+        style=styled,
+        first=next(iter(links), "top"),
+        links="".join(f'<a href="#{name}">{html.escape(text)}</a>' for name, text in links.items()),
+        body=body,
+        footer=footer,
+        scripts=scripts,
     )
 
 

@@ -246,7 +246,7 @@ def _suspects(collector: str, name: str, suspects: Sequence[Suspect], *, alive: 
         size = "" if item.bytes is None else format_size(item.bytes, sign=not alive)
         rows.append(
             (
-                f"{_bar((item.bytes or 0.0) / largest)}{html.escape(size)}" if largest else html.escape(size),
+                f"{bar((item.bytes or 0.0) / largest)}{html.escape(size)}" if largest else html.escape(size),
                 "" if item.share is None else share_of(item.share),
                 "" if item.count is None else format_count(item.count),
                 _suspect(collector, item),
@@ -268,7 +268,8 @@ def _suspect(collector: str, item: Suspect) -> str:
     return f"{label}<details><summary>{word} {len(item.trail)} lines</summary><ol>{steps}</ol></details>"
 
 
-def _bar(part: float) -> str:
+def bar(part: float) -> str:
+    """A part of a whole, drawn."""
     width = round(60 * min(1.0, max(0.0, part)), 1)
     return f'<svg class="bar" viewBox="0 0 60 10" aria-hidden="true"><rect width="{width}" height="10"/></svg>'
 
@@ -293,10 +294,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, r
 
     head = "".join(cell("th" if header[column] else "td", column, header[column]) for column in used)
     body = "".join("<tr>" + "".join(cell("td", column, row[column]) for column in used) + "</tr>" for row in found)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="table: {html.escape(label)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    region = f'class="scroll" role="region" tabindex="0" aria-label="table: {html.escape(label)}"'
+    return f"<div {region}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def routes(report: Report) -> str:
@@ -322,7 +321,7 @@ def caches(report: Report) -> str:
                 f"<code>{clipped(str(cache.get('name', '?')))}</code>",
                 ("about " if cache.get("is_estimated") and held is not None else "") + _of(held, most, format_size),
                 _of(entries, room, format_count),
-                "" if ratio is None else f"{_bar(ratio)}{ratio * 100:.1f} %",
+                "" if ratio is None else f"{bar(ratio)}{ratio * 100:.1f} %",
                 "" if hits is None or misses is None else format_count(hits + misses),
                 text(", ".join(cache_removals(cache))),
                 text(", ".join(cache_remarks(cache))),

@@ -15,7 +15,7 @@ from memwatch.report.curve import Curve, NothingToDraw, Series, memory_curve, re
 from memwatch.report.layout import cells, shown, wrapped
 from memwatch.report.palette import STATE_COLOURS, stroke
 from memwatch.report.words import RESOURCE_KINDS, headline
-from memwatch.units import format_count, format_size
+from memwatch.units import SIZE_UNITS, format_count, format_size
 
 WIDTH, HEIGHT = 960, 420
 POINTS_DRAWN = 600
@@ -110,10 +110,10 @@ def value_range(curve: Curve) -> tuple[float, float]:
 
 
 def value_ticks(low: float, high: float, what: str) -> list[tuple[float, str]]:
-    """Round values for a scale, with their text.  Bytes are round in their own unit, which is binary."""
-    factor = 1.0
-    while what == "bytes" and max(abs(low), abs(high)) >= 1024 * factor:
-        factor *= 1024
+    """Round values for a scale, with their text.  Bytes are round in their own unit, which is binary and the same for all."""
+    factor, unit = 1.0, 0
+    while what == "bytes" and unit < len(SIZE_UNITS) - 1 and max(abs(low), abs(high)) >= 1024 * factor:
+        factor, unit = factor * 1024, unit + 1
     raw = (high - low) / factor / TICKS
     if not math.isfinite(raw) or raw <= 0:
         return []
@@ -123,7 +123,9 @@ def value_ticks(low: float, high: float, what: str) -> list[tuple[float, str]]:
         step = max(1.0, step)
     first = math.ceil(low / factor / step)
     places = [number * step * factor for number in range(first, math.floor(high / factor / step) + 1)]
-    return [(place, format_size(place) if what == "bytes" else format_count(place)) for place in places]
+    if what != "bytes":
+        return [(place, format_count(place)) for place in places]
+    return [(place, f"{place / factor:.6g} {SIZE_UNITS[unit]}" if place else "0") for place in places]
 
 
 def time_ticks(start_s: float, end_s: float) -> list[tuple[float, str]]:

@@ -14,10 +14,10 @@ const memwatch = (() => {
 
   /* Units, as memwatch/units.py writes them. */
 
-  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
   const size = (value) => {
     let amount = Math.abs(value), unit = 0;
-    while (amount >= 1023.95 && unit < UNITS.length - 1) { amount /= 1024; unit += 1; }
+    while (amount >= 1023.5 && unit < UNITS.length - 1) { amount /= 1024; unit += 1; }
     const digits = unit === 0 ? 0 : amount < 9.995 ? 2 : amount < 99.95 ? 1 : 0;
     return `${value < 0 ? "-" : ""}${amount.toFixed(digits)} ${UNITS[unit]}`;
   };
@@ -66,14 +66,18 @@ const memwatch = (() => {
     return [times, ...series];
   };
 
-  /* Round values; bytes are round in their own unit, which is binary. */
+  /* Round values; bytes are round in their own unit, which is binary and the same for a whole axis. */
+  const power = (low, high, unit) => {
+    let number = 0;
+    while (unit === "bytes" && number < UNITS.length - 1 && Math.max(Math.abs(low), Math.abs(high)) >= 1024 ** (number + 1)) number += 1;
+    return number;
+  };
   const ticks = (low, high, unit) => {
-    let factor = 1;
-    while (unit === "bytes" && Math.max(Math.abs(low), Math.abs(high)) >= 1024 * factor) factor *= 1024;
+    const factor = 1024 ** power(low, high, unit);
     const raw = (high - low) / factor / 5;
     if (!(raw > 0)) return [low];
-    const power = 10 ** Math.floor(Math.log10(raw));
-    let step = [1, 2, 5, 10].map((nice) => nice * power).find((nice) => nice >= raw * 0.999);
+    const tens = 10 ** Math.floor(Math.log10(raw));
+    let step = [1, 2, 5, 10].map((nice) => nice * tens).find((nice) => nice >= raw * 0.999);
     if (unit !== "bytes") step = Math.max(1, step);
     const places = [];
     for (let at = Math.ceil(low / factor / step); at <= high / factor / step; at += 1) places.push(at * step * factor);
@@ -140,7 +144,7 @@ const memwatch = (() => {
       this.chart = new uPlot({
         width: Math.max(200, this.plot.clientWidth),
         height: this.height(),
-        padding: [26, 12, 0, 0],
+        padding: [26, 24, 0, 0],
         legend: { show: false },
         cursor: {
           drag: { x: true, y: false, setScale: true },
@@ -153,7 +157,11 @@ const memwatch = (() => {
           {
             ...axis, size: 76,
             splits: (chart, index, low, high) => ticks(low, high, unit),
-            values: (chart, places) => places.map((place) => amount(place, unit)),
+            values: (chart, places) => {
+              const { min, max } = chart.scales.y, own = power(min, max, unit);
+              if (unit !== "bytes") return places.map(number);
+              return places.map((place) => (place === 0 ? "0" : `${Number((place / 1024 ** own).toPrecision(6))} ${UNITS[own]}`));
+            },
           },
         ],
         series: [{}, ...this.data.series.map((one) => ({
@@ -318,6 +326,7 @@ const memwatch = (() => {
       ctx.save();
       ctx.font = `600 ${10 * scale}px system-ui, sans-serif`;
       ctx.textBaseline = "middle";
+      ctx.textAlign = "left";
       for (const span of this.data.spans) {
         const left = clip(x(span.from)), right = clip(x(span.until));
         if (right <= left) continue;
@@ -352,6 +361,7 @@ const memwatch = (() => {
       ctx.beginPath(); ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height); ctx.clip();
       ctx.font = `600 ${12 * scale}px system-ui, sans-serif`;
       ctx.setLineDash([]);
+      ctx.textAlign = "left";
       const write = (text, left, top) => { // readable on top of any line
         ctx.save();
         ctx.strokeStyle = css("--ground");
@@ -574,5 +584,5 @@ const memwatch = (() => {
     addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details:not(.long)")) one.open = true; });
   };
   start();
-  return { show, localise, curves: drawn };
+  return { show, localise, size, curves: drawn };
 })();
