@@ -3,9 +3,9 @@
 
     bench/page.py [--rounds 7]
 
-A day of readings every 10 s (8,640 of five channels), the same for 30 days of coarse history before it, and an hour.  The browser is
-Debian's Chromium without a window; *drawn* is from the start of navigation until the curves are on their canvases, *script* the part
-of it that the page's own script takes.  Medians.
+A day of readings every 10 s (8,640 of five channels), the same thinned to a month with its coarse history, and an hour.  The
+browser is Debian's Chromium without a window; *drawn* is from the start of navigation until the curves are on their canvases,
+*script* what drawing them again takes.  Medians.
 """
 
 from __future__ import annotations

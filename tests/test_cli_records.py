@@ -72,6 +72,52 @@ def leak(directory: Path) -> Path:
 # -- report --------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_page_and_pictures_are_written_to_files_or_to_standard_output(leak: Path, tmp_path: Path) -> None:
+    place = tmp_path / "leak.html"
+    done = memwatch("report", leak, "--html", place)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert place.read_text("utf-8").startswith("<!doctype html>") and "_STORE" in place.read_text("utf-8")
+    assert memwatch("report", leak, "--format", "html").stdout == place.read_text("utf-8")
+    drawn = memwatch("report", leak, "--format", "svg", "-o", tmp_path / "leak.svg")
+    assert drawn.returncode == 0 and (tmp_path / "leak.svg").read_text("utf-8").startswith("<svg ")
+    picture = subprocess.run([*MEMWATCH, "report", leak, "--format", "png"], capture_output=True, timeout=60, check=True).stdout
+    assert picture.startswith(b"\x89PNG") and int.from_bytes(picture[16:20]) == 1920
+    assert memwatch("report", leak, "--output", tmp_path / "leak.txt").returncode == 0
+    assert (tmp_path / "leak.txt").read_text("utf-8").startswith("LEAK  api-worker[4242]")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_one_before_it_is_kept(leak: Path, small_disk: Path) -> None:
+    place = small_disk / "leak.html"
+    place.write_text("the one before")
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 8192))
+    done = memwatch("report", leak, "--html", place)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"memwatch: cannot write {place}: No space left on device"
+    assert place.read_text() == "the one before"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "leak.html"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--html", "a.html", "--json"), "--json and --html contradict each other"),
+        (("--html", "a.html", "--format", "svg"), "--html and --format svg contradict each other"),
+        (("--html", "a.html", "--output", "b.html"), "--html and --output both name a file; give one"),
+        (("--format", "pdf"), "'pdf' is not one of text, json, html, markdown, svg, speedscope, collapsed, png"),
+    ],
+)
+def test_options_that_contradict_each_other_are_a_usage_error_that_says_which(
+    leak: Path, words: tuple[str, ...], told: str
+) -> None:
+    done = memwatch("report", leak, *words)
+    assert done.returncode == 2 and told in done.stderr
+
+
+def test_a_curve_of_one_reading_is_an_error_that_says_so(directory: Path) -> None:
+    done = memwatch("report", record(directory, replace(cases.empty(), process=cases.process())), "--format", "svg")
+    assert done.returncode == 2 and "fewer than two readings were kept" in done.stderr
+
+
 def test_json_is_exactly_the_report_of_the_record(leak: Path) -> None:
     shown = memwatch("report", leak, "--json")
     assert shown.returncode == 0 and shown.stderr == ""
@@ -384,7 +430,7 @@ def test_two_watches_of_one_process_go_on_side_by_side(directory: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["no-such-command"], ["report", "--format", "html"], ["report", "--json", "--format", "text"], ["report", "--fail-on", "x"],
+        ["no-such-command"], ["report", "--format", "pdf"], ["report", "--json", "--format", "text"], ["report", "--fail-on", "x"],
         ["run"], ["watch"], ["watch", "zero"], ["watch", "1", "--duration", "10"], ["ps", "--no-such-option"],
     ],
 )  # fmt: skip
@@ -393,7 +439,7 @@ def test_usage_errors_are_exit_status_2(words: list[str]) -> None:
 
 
 def test_a_format_that_is_not_there_says_which_are() -> None:
-    assert "'html' is not one of text, json, markdown" in CliRunner().invoke(commands, ["report", "--format", "html"]).output
+    assert "'pdf' is not one of text, json, html, markdown" in CliRunner().invoke(commands, ["report", "--format", "pdf"]).output
 
 
 @pytest.mark.parametrize("command", ["ps", "report", "doctor"])

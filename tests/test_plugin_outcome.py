@@ -223,8 +223,13 @@ def test_the_reports_say_the_same_as_the_terminal(pytester: pytest.Pytester) -> 
     markdown = (pytester.path / "out.md").read_text()
     assert markdown.startswith("### memwatch: 1 leak") and "| test_it.py::test_leak | retains 4.77 MiB" in markdown
     page = (pytester.path / "out.html").read_text()
-    assert page.count('class="long ') == 2 and page.count("<svg") == 1 and "test_it.py::test_leak" in page and "database" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert (
+        page.count('class="long ') == 2
+        and page.count("<figure><svg") == 1
+        and "test_it.py::test_leak" in page
+        and "database" in page
+    )
+    assert "http:" not in page.replace("http://www.w3.org", "") and "https:" not in page
     assert "::error file=test_it.py,line=8,title=memwatch: leak::" in outcome.text
 
 
