@@ -63,18 +63,8 @@ def test_a_page_tells_whatever_the_text_report_tells(name: str) -> None:
     def words(text: str) -> set[str]:
         return set(re.findall(r"\d[\d,]*\.?\d*(?![\d,])|[A-Za-z]{4,}", text.replace(", ", " ")))
 
-    told = words(reports.render(report, width=4000)) - {
-        "rate",
-        "state",
-        "more",
-        "characters",
-        "read",
-        "before",
-        "note",
-        "next",
-        "report",
-        "then",
-    }
+    text = reports.render(report, width=4000).rpartition("\nnext: ")[0]
+    told = words(text) - {"rate", "state", "more", "characters", "read", "before", "note"}
     seen = words(page.visible)
     known = {word.lower() for word in seen}
     # What is long is folded, and begins where it was cut.

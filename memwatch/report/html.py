@@ -124,7 +124,7 @@ def document(
 
 def render_inline(report: Report) -> str:
     """The report within a notebook: no script, and a style that stays within it."""
-    shown = ("verdict", "curve", "evidence")
+    shown = ("verdict", "curve", "proof", "evidence")
     body = "".join(f"<div>{made}</div>" for name, made in parts.sections(report).items() if name in shown)
     whole = html.escape(render_text(report))
     return (

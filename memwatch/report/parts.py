@@ -17,7 +17,7 @@ from memwatch.report.happenings import happened
 from memwatch.report.layout import shown
 from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
 from memwatch.report.svg import picture
-from memwatch.report.text import COLLECTOR_TITLES, facts, next_command
+from memwatch.report.text import COLLECTOR_TITLES, facts
 from memwatch.report.words import (
     ROUTE_HEADER,
     amount,
@@ -80,6 +80,7 @@ def sections(report: Report) -> dict[str, str]:
     made: dict[str, Callable[[Report], str]] = {
         "verdict": verdict,
         "curve": curves,
+        "proof": what_grows,
         "evidence": evidence,
         "routes": routes,
         "caches": caches,
@@ -92,7 +93,8 @@ def sections(report: Report) -> dict[str, str]:
 
 TITLES = {
     "verdict": "Verdict",
-    "curve": "Memory over time",
+    "curve": "Over time",
+    "proof": "What grows, and who holds it",
     "evidence": "Evidence",
     "routes": "Routes and jobs",
     "caches": "Caches",
@@ -117,7 +119,7 @@ def chip(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """The sentence, why, and the proof in a few rows."""
+    """The sentence, and why."""
     word = status(report.verdict)
     sentence = headline(report).removeprefix(word).lstrip(" ").removeprefix(who(report)).lstrip(" ")
     parts = [f'<p class="headline">{chip(report)} {text(sentence)}</p>']
@@ -127,7 +129,15 @@ def verdict(report: Report) -> str:
     if report.verdict.severity == "critical":
         parts.append('<p class="critical">Critical: at or above the growth limit, or little time is left.</p>')
     parts += [f"<p>{text(blame(row))}</p>" for row in blamed_routes(report.routes)[:2]]
-    parts += _proof(report)
+    newest = as_of(report)
+    if newest is not None:
+        parts.append(f'<p class="soft">As of {time_of(newest)}.</p>')
+    return "".join(parts)
+
+
+def what_grows(report: Report) -> str:
+    """The proof in a few rows, known causes, and what is not the cause."""
+    parts = list(_proof(report))
     parts += [
         f'<p>Known cause: {text(cause.sentence)}: <a href="{html.escape(cause.link)}" rel="noreferrer">{text(cause.link)}</a></p>'
         for cause in known_causes(report)
@@ -135,9 +145,6 @@ def verdict(report: Report) -> str:
     cleared = not_the_cause(report)
     if cleared:
         parts.append(f"<p>Not the cause: {text(', '.join(cleared))}.</p>")
-    newest = as_of(report)
-    if newest is not None:
-        parts.append(f'<p class="soft">As of {time_of(newest)}. Next: <code>{text(next_command(report))}</code></p>')
     return "".join(parts)
 
 

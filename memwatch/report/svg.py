@@ -255,6 +255,6 @@ def _projection(curve: Curve, frame: _Frame) -> Iterator[str]:
         f'<path d="M{frame.x(ahead.from_s):.1f} {frame.y(ahead.level):.1f}L{x:.1f} {y:.1f}" stroke="{colour}" stroke-width="1.8" '
         f'stroke-dasharray="5 4"/>'
     )
-    below = min(frame.bottom - 8, max(y + 20, frame.top + 30))
+    below = min(frame.bottom - 8, frame.y(ahead.level) + 18)  # under the line, which rises
     style = f'fill="{colour}" font-weight="600" text-anchor="end" {HALO}'
     yield f'<text x="{x - 6:.1f}" y="{below:.1f}" {style}>{escape(ahead.text)}</text>'

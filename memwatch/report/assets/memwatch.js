@@ -407,7 +407,7 @@ const memwatch = (() => {
         ctx.beginPath(); ctx.moveTo(x(projection.from), y(projection.level)); ctx.lineTo(x(until), y(end)); ctx.stroke();
         ctx.textAlign = "right";
         const right = Math.min(x(until), bbox.left + bbox.width) - 6 * scale;
-        const below = Math.max(y(end) + 22 * scale, bbox.top + 32 * scale);
+        const below = y(projection.level) + 18 * scale; // under the line, which rises
         if (x(until) > bbox.left) write(projection.text, right, Math.min(below, bbox.top + bbox.height - 8 * scale));
       }
       ctx.restore();
