@@ -116,6 +116,10 @@ def test_dragging_over_a_curve_zooms_and_a_button_shows_all_again(leak: browsing
     assert button.is_enabled()
     button.click()
     assert scale(page) == before
+    page.locator("[data-curve=memory] .plot").focus()
+    page.keyboard.press("+")
+    page.mouse.dblclick(box["x"] + 0.5 * box["width"], middle)
+    assert scale(page) == before
 
 
 def test_keys_move_zoom_and_reset_a_curve(leak: browsing.Seen) -> None:

@@ -113,6 +113,8 @@ def test_what_a_process_says_of_itself_is_shown_as_text() -> None:
         assert "\x1b" not in text and "\u202e" not in text
     page = Page(reports.render(report, "html"))
     assert sum(tag == "script" for tag, _ in page.elements) == sum(tag == "script" for tag, _ in plain.elements)
+    embedded = re.search(r'id="memwatch-data">(.*?)</script>', reports.render(report, "html"), re.DOTALL)
+    assert embedded is not None and not set("<>&") & set(embedded[1])
     assert "<script>alert(1)</script>" in page.visible and "\\x1b[2J\\u202e" in page.visible
 
 
@@ -198,6 +200,10 @@ def test_the_ground_of_a_curve_is_the_verdict_over_time() -> None:
     states = [span.state for span in curve.spans]
     assert states[:4] == ["warming-up", "stable", "growing", "leaking"]
     assert all(before != after for before, after in itertools.pairwise(states))
+    again = Event(cases.NOW_S - 20_000, "verdict", {"state": "leaking", "reason": "told again, with other figures"})
+    report = cases.a_day(cases.leak())
+    told_again = memory_curve(replace(report, events=tuple(sorted((*report.events, again), key=lambda event: event.time_s))))
+    assert told_again is not None and told_again.spans == curve.spans
     assert curve.spans[0].from_s == curve.times[0] and curve.spans[-1].until_s == curve.times[-1]
     assert {"pressure", "relief"} <= {mark.kind for mark in curve.marks}
 
@@ -247,6 +253,12 @@ def test_odd_readings_are_drawn_all_the_same(values: list[float]) -> None:
     ElementTree.fromstring(reports.render(report, "svg"))
     text, _ = page_of(report)
     assert '"rss"' in text
+
+
+def test_a_clock_that_was_set_back_does_not_turn_a_curve_back() -> None:
+    history = tuple(Sample(time_s, 0.0, {"rss": 1e6 + time_s}) for time_s in (10.0, 20.0, 30.0, 25.0, 30.0, 40.0))
+    curve = memory_curve(replace(cases.leak(), history=history))
+    assert curve is not None and curve.times == (10.0, 20.0, 30.0, 40.0)
 
 
 def test_odd_times_are_drawn_all_the_same() -> None:
