@@ -60,6 +60,7 @@ HOMES = {
     "psutil": "memwatch.vitals.portable",
     "click": "memwatch.cli",
     "rich": "memwatch.cli",
+    "textual": "memwatch.cli.top",
     "locust": "memwatch.cli.load_users",
     "memray": "memwatch.gate.peaks",
     "redis": "memwatch.caches.redis_tier",
