@@ -17,11 +17,9 @@ from memwatch.cli.top import near, rows
 from memwatch.cli.top.process import ProcessScreen, Static_
 from memwatch.cli.top.reading import Look, Reader
 from memwatch.fleet import Found
-from memwatch.model import STATES
 from memwatch.report import shown
 from memwatch.report.layout import wrapped
 from memwatch.report.palette import STATE_TERMINAL
-from memwatch.report.words import STATE_WORDS
 
 HELP = """\
 all processes
@@ -32,11 +30,12 @@ one process
   1 … 5, ← →    page              ↑ ↓     scroll
   c             curve of memory, or of descriptors, threads, tasks
   e             let it take evidence now: what grows, or what is alive
-  g             let it collect its garbage (needs MEMWATCH_SOCKET=control)
+  g             let it collect garbage (with MEMWATCH_SOCKET=control)
   esc           back              q       quit
 
 NOT A LEAK is growth that was examined and found harmless.
-RATE and TIME LEFT are of what grows; a process that has ended is dim."""
+RATE and TIME LEFT are of what grows. Of a process that has ended,
+TIME LEFT says how: it exited, was killed, or is gone without a word."""
 
 
 class Help(ModalScreen[None]):
@@ -211,11 +210,11 @@ class FleetScreen(Screen[None]):
         ended = len(look.found) - len(running)
         text = Text("memwatch top", style="bold")
         text.append(f"  {len(running)} running", style="not bold")
-        for state in sorted(STATES, key=list(STATE_WORDS).index):
+        for state in STATE_TERMINAL:  # the worst first
             count = sum(item.report.verdict.state == state for item in running)
             if count:
                 text.append(", ", style="not bold")
-                text.append(f"{count} {STATE_WORDS[state].lower()}", style=f"not bold {STATE_TERMINAL[state]}")
+                text.append(f"{count} {state}", style=f"not bold {STATE_TERMINAL[state]}")
         if ended:
             text.append(f"; {ended} ended", style="not bold")
         now = near.clock(look.at_s)
@@ -310,7 +309,7 @@ class Top(App[None]):
     Screen { background: ansi_default; color: ansi_default; padding: 0 1; overflow: hidden; }
     #title, #status, #keys { height: 1; }
     #status { height: auto; max-height: 3; }
-    #keys { text-style: dim; dock: bottom; padding: 0 1; }
+    #keys { text-style: dim; dock: bottom; }
     #table { height: 1fr; scrollbar-size: 1 1; background: ansi_default; background-tint: transparent; overflow-x: hidden; }
     #table > .datatable--header { background: ansi_default; color: ansi_default; text-style: bold underline; }
     #table > .datatable--header-hover { background: ansi_default; color: ansi_default; text-style: bold reverse; }
@@ -325,7 +324,7 @@ class Top(App[None]):
     .page.-open { text-style: bold reverse; }
     #body { height: 1fr; scrollbar-size: 1 1; background: ansi_default; }
     #text { height: auto; }
-    Confirm, Help { align: center middle; background: transparent; }
+    Confirm, Help { align: center middle; background: transparent; padding: 0; }
     #box { width: auto; height: auto; max-width: 76; border: round ansi_default; padding: 0 2; background: ansi_default; }
     """
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from memwatch.cli.top.draw import Line, picture, stretched
 from memwatch.model import Event, Report
 from memwatch.report import headline, shown
-from memwatch.report.curve import Curve, memory_curve, resource_curve
+from memwatch.report.curve import Curve, Series, memory_curve, resource_curve
 from memwatch.report.happenings import happened
 from memwatch.report.layout import cells, padded, wrapped
 from memwatch.report.palette import STATE_TERMINAL, STROKE_TERMINAL
@@ -92,12 +92,11 @@ def curve_text(report: Report, width: int, height: int, *, resources: bool) -> T
     what = "descriptors, threads, tasks and children" if resources else "memory"
     if curve is None:
         return Text(f"no curve of {what} yet: fewer than two samples were taken", style="dim")
-    channels = [*dict.fromkeys(("rss", "heap", report.verdict.channel, *(one.channel for one in curve.series)))]
-    if resources:
-        channels = [*dict.fromkeys((report.verdict.channel, *(one.channel for one in curve.series)))]
+    others = [one.channel for one in curve.series] if resources else []
+    channels = dict.fromkeys([*([] if resources else ("rss", "heap")), report.verdict.channel, *others])
     by_name = {one.channel: one for one in curve.series}
     drawn = [by_name[name] for name in channels if name in by_name][:SERIES_DRAWN]
-    lines = [Line(list(zip(curve.times, one.values, strict=True)), DASHES[place]) for place, one in enumerate(drawn)]
+    lines = [Line(_points(curve, one), DASHES[place]) for place, one in enumerate(drawn)]
     read = [value for line in lines for _, value in line.points if value is not None]
     low, high = min(read), max(read)
     if curve.draws_limit and curve.limit is not None:
@@ -112,14 +111,16 @@ def curve_text(report: Report, width: int, height: int, *, resources: bool) -> T
     side = max(map(cells, labels.values()))
     across = max(10, width - side - 3)
     styles = [STROKE_TERMINAL.get(one.channel, "") for one in drawn]
-    text = Text(no_wrap=True)
-    text.append(" " * (side + 3))
+    legend = Text(no_wrap=True)
     for place, one in enumerate(drawn):
         newest = next(value for value in reversed(one.values) if value is not None)
-        text.append(SAMPLES_OF_DASHES[place], style=styles[place])
-        text.append(f" {one.title} {told(newest)}   ")
+        legend.append(SAMPLES_OF_DASHES[place], style=styles[place])
+        legend.append(f" {one.title} {told(newest)}   ")
     if curve.limit is not None:
-        text.append(f"{'⠄⠠ ' if curve.draws_limit else ''}limit {told(curve.limit)}")
+        legend.append(f"{'⠄⠠ ' if curve.draws_limit else ''}limit {told(curve.limit)}")
+    legend.rstrip()
+    text = Text(" " * min(side + 3, max(0, width - legend.cell_len)), no_wrap=True)
+    text.append_text(legend)
     text.truncate(width, overflow="ellipsis")
     rows = picture(lines, across, height, times=(curve.times[0], curve.times[-1]), levels=(low, high))
     for place, row in enumerate(rows):
@@ -132,6 +133,12 @@ def curve_text(report: Report, width: int, height: int, *, resources: bool) -> T
     text.append("\n")
     text.append(_times(curve, across, indent=side + 3), style="dim")
     return text
+
+
+def _points(curve: Curve, one: Series) -> list[tuple[float, float | None]]:
+    """The readings of a channel, which may be read more rarely than others, and the moments that nobody watched."""
+    whole = zip(curve.times, one.values, strict=True)
+    return [(time_s, value) for place, (time_s, value) in enumerate(whole) if value is not None or place in curve.gaps]
 
 
 def _strip(curve: Curve, width: int) -> Text:

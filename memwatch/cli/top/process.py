@@ -145,7 +145,7 @@ class ProcessScreen(Screen[None]):
         with VerticalScroll(id="body"):
             yield Static_(id="text")
         yield Static_(id="status")
-        yield Static_("esc back  e evidence now  g collect  c curve  1-5 page  ↑↓ scroll  ? help  q quit", id="keys")
+        yield Static_("esc back  e evidence  g collect  c curve  1-5 page  ↑↓ scroll  ? help  q quit", id="keys")
 
     def on_mount(self) -> None:
         self.query_one("#body").focus()
@@ -203,8 +203,8 @@ class ProcessScreen(Screen[None]):
 
     def _draw_page(self) -> None:
         if self._found is not None:
-            # One column is the scroll bar's.
-            self.query_one("#text", Static_).update(near.page(self.page, self._found.report, self.app.size.width - 2))
+            width = self.app.size.width - 3  # the margins, and the scroll bar
+            self.query_one("#text", Static_).update(near.page(self.page, self._found.report, width))
 
     def _mark_page(self) -> None:
         for page in self.query(Page):

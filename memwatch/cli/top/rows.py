@@ -1,6 +1,6 @@
 """The table of processes: what stands in a row, in which order rows come, and which columns a terminal has room for.
 
-Law: pure.  A state, a rate, a size and a time left are never cut; the name is, in its middle, and what there is no room for goes:
+Law: pure.  A state, a rate, a size and a time left are never cut; a long name is, before its pid.  What there is no room for goes:
 first how long a process was watched, then the kind of growth, then its curve.
 """
 
@@ -21,8 +21,8 @@ from memwatch.units import format_duration
 
 SPARK_LEAST, SPARK_MOST = 6, 30
 """A curve of fewer blocks says nothing; one of more says no more."""
-NAME_LEAST, NAME_MOST = 12, 32
-"""A name may take so much before the curve and the kind have their place; what is left is its own."""
+NAME_LEAST, NAME_MOST = 16, 32
+"""A name has so much before the curve has its place, and so much before the kind of growth has; what is left is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +63,16 @@ def row(found: Found, curve: tuple[float, ...]) -> Row:
     """What is told of one process."""
     report, verdict = found.report, found.report.verdict
     rss = _rss(report)
-    left_s = _left_s(report)
+    left_s, is_running = _left_s(report), report.process.fate == "running"
     texts = {
         "state": status(verdict),
         "process": f"{shown(report.process.name[:200])}[{report.process.pid}]",
         "kind": what_grows(verdict) if _moves(report) else "",
         "rate": pace(verdict.channel, verdict.rate) if _moves(report) else "",
         "rss": "" if rss is None else of_limit(rss, memory_limit(report)),
-        "left": "" if left_s is None else format_duration(left_s),
-        "watched": _watched(report),
+        # What is left of a process that has ended is how it ended, and that must be told without colour, too.
+        "left": format_duration(left_s) if left_s is not None else "" if is_running else fate_word(report.process),
+        "watched": format_duration(report.statistics.uptime_s) if as_of(report) is not None else "no sample",
     }
     return Row(found.path, found, texts, curve)
 
@@ -89,11 +90,6 @@ def _left_s(report: Report) -> float | None:
     return report.verdict.exhausted_in_s if report.process.fate == "running" and _moves(report) else None
 
 
-def _watched(report: Report) -> str:
-    text = format_duration(report.statistics.uptime_s) if as_of(report) is not None else "no sample"
-    return text if report.process.fate == "running" else f"{text}, {fate_word(report.process)}"
-
-
 def columns(rows: Sequence[Row], width: int) -> list[Column]:
     """The columns that *width* cells have room for, from left to right."""
     gap = 1 if width < 100 else 2
@@ -101,21 +97,29 @@ def columns(rows: Sequence[Row], width: int) -> list[Column]:
     whole = need["process"]
     chosen = {key: need[key] for key in ("state", "rate", "rss", "left")}
     room = width - sum(chosen.values()) - gap * len(chosen) - gap
-    chosen["process"] = max(min(whole, NAME_MOST, room), NAME_LEAST)
+    chosen["process"] = max(min(whole, NAME_LEAST), min(whole, room) if room < NAME_LEAST + SPARK_LEAST + gap else 0)
     room -= chosen["process"]
     if room >= SPARK_LEAST + gap:
-        chosen["curve"] = min(max(SPARK_LEAST, len(TITLES["curve"])), room - gap)
-        room -= chosen["curve"] + gap
+        chosen["curve"] = SPARK_LEAST
+        room -= SPARK_LEAST + gap
+        room = _widened(chosen, "process", min(whole, NAME_MOST), room)
+        room = _widened(chosen, "curve", len(TITLES["curve"]), room)
     for key in ("kind", "watched"):
         if "curve" in chosen and room >= need[key] + gap:
             chosen[key] = need[key]
             room -= need[key] + gap
-    more = min(max(0, whole - chosen["process"]), max(0, room))
-    chosen["process"] += more
+    room = _widened(chosen, "process", whole, room)
     if "curve" in chosen:
-        chosen["curve"] = min(SPARK_MOST, chosen["curve"] + max(0, room - more))
+        _widened(chosen, "curve", SPARK_MOST, room)
     titles = {**TITLES, "curve": TITLES["curve"] if chosen.get("curve", 0) >= len(TITLES["curve"]) else "CURVE"}
     return [Column(key, titles[key], chosen[key] + gap, key in RIGHT) for key in TITLES if key in chosen]
+
+
+def _widened(chosen: dict[str, int], key: str, wanted: int, room: int) -> int:
+    """Give a column what it wants of the room; returns what is left of that."""
+    more = max(0, min(wanted - chosen[key], room))
+    chosen[key] += more
+    return room - more
 
 
 def cell(row: Row, column: Column, gap: int) -> str:
