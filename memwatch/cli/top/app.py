@@ -90,7 +90,7 @@ class FleetScreen(Screen[None]):
         yield Table(cursor_type="row", cell_padding=0, id="table")
         yield Static_(id="empty")
         yield Static_(id="status")
-        yield Input(placeholder="a part of the name, or a pid", id="filter", compact=True)
+        yield Input(placeholder="a part of the name, or a pid", id="filter", compact=True, select_on_focus=False)
         yield Static_("enter open  s sort  r reverse  / filter  ? help  q quit", id="keys")
 
     def on_mount(self) -> None:
@@ -137,6 +137,8 @@ class FleetScreen(Screen[None]):
         self._draw_status(look)
         table, empty = self.query_one(Table), self.query_one("#empty", Static_)
         table.display, empty.display = bool(self._rows), not self._rows
+        if self._rows and self.focused is None:
+            table.focus()  # what is hidden loses the keys
         if self._rows:
             self._draw_table(table)
         elif self._wanted:
@@ -226,14 +228,15 @@ class FleetScreen(Screen[None]):
         self.query_one("#title", Static_).update(text)
 
     def _draw_status(self, look: Look) -> None:
-        parts = [f"sorted {rows.SORTS[self.sort][0]}" + (", reversed" if self.reversed else "")]
-        if self._wanted:
-            parts.append(f"only {self._wanted!r} ({len(self._rows)} of {len(look.found)})")
+        parts = []
         if look.errors:
             first = shown(next(iter(look.errors.values())))
             others = f" (and {len(look.errors) - 1} more)" if len(look.errors) > 1 else ""
             parts.append(f"{first}{others}")
-        self.query_one("#status", Static_).say("  ·  ".join(parts))
+        parts.append(f"sorted {rows.SORTS[self.sort][0]}" + (", reversed" if self.reversed else ""))
+        if self._wanted:
+            parts.append(f"only {self._wanted!r} ({len(self._rows)} of {len(look.found)})")
+        self.query_one("#status", Static_).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
 
     # -- keys -------------------------------------------------------------------------------------------------------------------
 

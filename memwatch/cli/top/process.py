@@ -34,6 +34,9 @@ CURVE_LEAST, CURVE_MOST = 3, 16
 OTHER_ROWS = 17
 """What the rest of the screen needs before the curve gets more than its least: the headline, its axis, a page, status and keys."""
 
+SAID_MOST = 3
+"""Lines of a status."""
+
 
 def asked(pid: int, what: str) -> tuple[bool, str]:
     """Ask a process for `evidence` or `gc`; whether it did that, and what is to be said.
@@ -47,7 +50,7 @@ def asked(pid: int, what: str) -> tuple[bool, str]:
     if code != 200:
         return False, live.error_of(body)
     if what == "evidence":
-        return True, "evidence was taken"
+        return True, "it has looked at itself: page 1 tells what it found"
     try:
         return True, told(Freed.from_dict(json.loads(body)))
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -63,6 +66,13 @@ class Static_(Static):
     def say(self, text: str) -> None:
         """Show a plain text."""
         self.update(Text(text))
+
+    def say_wrapped(self, text: str, width: int) -> None:
+        """Show a plain text in a few lines of *width* cells; where it is cut, that is said."""
+        lines = wrapped(text, width)
+        if len(lines) > SAID_MOST:
+            lines = [*lines[: SAID_MOST - 1], lines[SAID_MOST - 1][: width - 2] + " …"]
+        self.say("\n".join(lines))
 
 
 class Page(Static_):
@@ -214,7 +224,7 @@ class ProcessScreen(Screen[None]):
         parts = [shown(self._error)] if self._error else []
         if self._said:
             parts.append(self._said)
-        self.query_one("#status", Static_).say("  ·  ".join(parts))
+        self.query_one("#status", Static_).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
 
     def say(self, text: str) -> None:
         """Show one line of chatter."""
