@@ -9,6 +9,7 @@ import io
 import os
 import pty
 import re
+import signal
 import socket
 import sqlite3
 import struct
@@ -587,6 +588,28 @@ def test_no_sequence_of_a_record_reaches_the_terminal_and_ctrl_c_ends(directory:
     finally:
         terminal.close()
     assert b"\\x1b]0;" in terminal.output and b"\x1b]0;owned" not in terminal.output
+
+
+def test_quitting_does_not_wait_for_a_process_that_gives_no_answer(directory: Path, tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    with grower(directory, runtime, "on") as process:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not any(item.report.statistics.samples for item in Reader(directory).look().found):
+            assert time.monotonic() < deadline_s, "it writes no record"
+            time.sleep(0.02)
+        path = next(directory.glob("*.memwatch"))
+        process.send_signal(signal.SIGSTOP)
+        terminal = Terminal(path, XDG_RUNTIME_DIR=str(runtime))
+        try:
+            terminal.shows(b"1 Evidence")
+            terminal.shows(b"grower[")
+            os.write(terminal._ours, b"e")
+            terminal.shows(b"is taking evidence")
+            asked_s = time.monotonic()
+            assert terminal.ends(b"q") == 0
+            assert time.monotonic() - asked_s < 15  # it would be waited for 50 s
+        finally:
+            terminal.close()
 
 
 def run(*words: object, program: str = "-mmemwatch") -> subprocess.CompletedProcess[str]:

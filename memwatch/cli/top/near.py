@@ -33,6 +33,7 @@ EVENTS_MOST = 200
 SERIES_DRAWN = 3
 DASHES: Sequence[tuple[int, int] | None] = (None, (5, 3), (2, 4))
 SAMPLES_OF_DASHES = ("⠤⠤⠤", "⠤ ⠤", "⠄⠠ ")
+HEADING = re.compile(r"^  (?:[^ \n].*:$|[a-z][a-z ]+:)", re.MULTILINE)
 RELIEF = ("pressure", "relief")
 
 
@@ -189,6 +190,7 @@ def page(name: str, report: Report, width: int) -> Text:
     if len(lines) > LINES_MOST:
         lines = [*lines[:LINES_MOST], f"  … and {len(lines) - LINES_MOST:,} more lines: memwatch report has them"]
     text = Text("\n".join(lines), no_wrap=True)
+    text.highlight_regex(HEADING, style="bold")
     for state, colour in STATE_TERMINAL.items():
         text.highlight_regex(re.compile(rf"(?<=  )({state})(?=$|  |: )", re.MULTILINE), style=colour)
     return text
