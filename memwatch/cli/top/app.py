@@ -168,7 +168,7 @@ class FleetScreen(Screen[None]):
                 texts = known[1] if known[0] is row else [rows.cell(row, column, gap) for column in columns]
                 self._shown[row.path] = row, texts
                 for column, old, new in zip(columns, known[1], texts, strict=True):
-                    if old != new or (column.key == "state" and known[0] is not row):
+                    if old != new or self._style(known[0], column) != self._style(row, column):
                         table.update_cell(str(row.path), column.key, self._styled(row, column, new))
             return
         top = table.scroll_y
@@ -198,14 +198,16 @@ class FleetScreen(Screen[None]):
         return Text((space + title if column.right else title + space) + " " * gap)
 
     @staticmethod
-    def _styled(row: rows.Row, column: rows.Column, text: str) -> Text:
+    def _style(row: rows.Row, column: rows.Column) -> str:
         report = row.found.report
-        colour = STATE_TERMINAL[report.verdict.state]
         has_ended = report.process.fate != "running"
-        if column.key in ("state", "curve"):
-            strength = "dim " if has_ended else "bold " if column.key == "state" else ""
-            return Text(text, style=strength + colour, no_wrap=True)
-        return Text(text, style="dim" if has_ended else "", no_wrap=True)
+        if column.key not in ("state", "curve"):
+            return "dim" if has_ended else ""
+        strength = "dim " if has_ended else "bold " if column.key == "state" else ""
+        return strength + STATE_TERMINAL[report.verdict.state]
+
+    def _styled(self, row: rows.Row, column: rows.Column, text: str) -> Text:
+        return Text(text, style=self._style(row, column), no_wrap=True)
 
     def _draw_title(self, look: Look) -> None:
         running = [item for item in look.found if item.report.process.fate == "running"]
