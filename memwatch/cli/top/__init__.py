@@ -36,6 +36,7 @@ def command(target: str | None, every: str, directory: str | None) -> int:
         raise click.UsageError(f"--every: {error}") from None
     if every_s < LEAST_EVERY_S:
         raise click.UsageError(f"--every: {every!r} is too often; at least {LEAST_EVERY_S * 1000:.0f}ms")
+    place = options.record_directory(options.load(directory=directory))
     if importlib.util.find_spec("textual") is None:
         say("memwatch top needs textual: pip install 'memwatch[tui]'")
         return USAGE
@@ -45,7 +46,6 @@ def command(target: str | None, every: str, directory: str | None) -> int:
     if os.environ.get("TERM") in (None, "", "dumb", "unknown"):
         say("memwatch top cannot draw on this terminal (TERM says nothing that it knows): memwatch ps lists the same processes")
         return USAGE
-    place = options.record_directory(options.load(directory=directory))
     opened: Path | None = None
     if target is not None and Path(target).is_dir():
         place = Path(target)
