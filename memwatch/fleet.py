@@ -74,21 +74,21 @@ class Fleet:
         self.directory = directory
         self.errors: dict[Path, str] = {}
         """Records that could not be read at the last look, and why."""
-        self._known: dict[Path, tuple[_Written, Found]] = {}
+        self._known: dict[Path, tuple[Written, Found]] = {}
 
     def look(self) -> list[Found]:
         """Every record, the most recently written first.
 
         Cost: a record that has changed 1 to 5 ms, another some 20 µs; `bench/web.py` measures it.
         """
-        found: dict[Path, tuple[_Written, Found]] = {}
+        found: dict[Path, tuple[Written, Found]] = {}
         errors: dict[Path, str] = {}
         for path in find_records(self.directory):
-            written = _written(path)
+            stamp = written(path)
             known = self._known.get(path)
             try:
-                if known is None or known[0] != written or _has_ended(known[1].report.process):
-                    known = written, _read(path)
+                if known is None or known[0] != stamp or may_have_ended(known[1].report.process):
+                    known = stamp, _read(path)
             except NoSuchRecord:
                 continue
             except RecordError as error:
@@ -99,11 +99,11 @@ class Fleet:
         return _with_replaced([item for _, item in found.values()])
 
 
-_Written = tuple[int, ...]
+Written = tuple[int, ...]
 
 
-def _written(path: Path) -> _Written:
-    """What changes whenever a record is written to."""
+def written(path: Path) -> Written:
+    """What changes whenever a record is written to: two calls of `stat`."""
     parts: list[int] = []
     for name in (path, f"{path}-wal"):
         with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ def _written(path: Path) -> _Written:
     return tuple(parts)
 
 
-def _has_ended(process: Process) -> bool:
+def may_have_ended(process: Process) -> bool:
     """Whether a process that was running when its record was read may have gone since."""
     if process.fate != "running":
         return False

@@ -362,7 +362,7 @@ def test_a_name_that_is_no_text_is_shown_written_out(directory: Path) -> None:
 def test_without_a_home_the_sentence_says_what_to_set(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_STATE_HOME")}
     start = "import pwd; pwd.getpwuid = {}.__getitem__; from memwatch.cli import main; main()"
-    for command in ("ps", "report"):
+    for command in ("ps", "top", "report"):
         refused = subprocess.run(
             [sys.executable, "-c", start, command], env=environment, capture_output=True, text=True, check=False
         )
@@ -442,7 +442,7 @@ def test_a_format_that_is_not_there_says_which_are() -> None:
     assert "'pdf' is not one of text, json, html, markdown" in CliRunner().invoke(commands, ["report", "--format", "pdf"]).output
 
 
-@pytest.mark.parametrize("command", ["ps", "report", "doctor"])
+@pytest.mark.parametrize("command", ["ps", "top", "report", "doctor"])
 def test_a_malformed_setting_is_exit_status_2_and_named(command: str) -> None:
     refused = memwatch(command, env=os.environ | {"MEMWATCH_INTERVAL": "10"})
     assert refused.returncode == 2 and "MEMWATCH_INTERVAL: '10'" in refused.stderr + refused.stdout
@@ -457,7 +457,7 @@ def test_a_setting_in_pyproject_is_read_and_a_wrong_one_named(tmp_path: Path) ->
 
 def test_help_lists_the_commands_that_exist_and_no_others() -> None:
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(commands, ["--help"]).output.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["run", "ps", "report", "diff", "watch", "gc", "soak", "doctor", "demo"]
+    assert listed == ["run", "ps", "top", "report", "diff", "watch", "gc", "soak", "doctor", "demo"]
 
 
 def test_main_leaves_with_the_status_of_the_command(tmp_path: Path) -> None:

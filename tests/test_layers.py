@@ -60,6 +60,7 @@ HOMES = {
     "psutil": "memwatch.vitals.portable",
     "click": "memwatch.cli",
     "rich": "memwatch.cli",
+    "textual": "memwatch.cli.top",
     "locust": "memwatch.cli.load_users",
     "resvg_py": "memwatch.cli.report",
     "memray": "memwatch.gate.peaks",

@@ -232,6 +232,13 @@ def test_the_coarse_history_keeps_minimum_mean_and_maximum(writer: RecordWriter)
     assert (time_s, low["rss"], mean["rss"], high["rss"]) == (START, 1000.0, 1014.5, 1029.0)
 
 
+def test_a_history_begins_with_the_first_sample_and_not_where_its_coarse_step_does(writer: RecordWriter) -> None:
+    for index in range(8, 60):  # from the middle of a step of five minutes on
+        writer.write(sample_at(index))
+    with Record(writer.path) as record:
+        assert record.history()[0].time_s == START + 80
+
+
 def test_a_thinned_history_keeps_its_ends_and_the_readings_taken_rarely(writer: RecordWriter) -> None:
     for index in range(1000):
         rare = {"uss": 5.0} if index % 100 == 50 else {}

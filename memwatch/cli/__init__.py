@@ -20,7 +20,7 @@ from memwatch.config import SettingError
 OK, FOUND, USAGE, NOT_THERE = 0, 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
-COMMANDS = ("run", "ps", "report", "diff", "watch", "gc", "soak", "doctor", "demo")
+COMMANDS = ("run", "ps", "top", "report", "diff", "watch", "gc", "soak", "doctor", "demo")
 
 
 class Commands(click.Group):
@@ -50,6 +50,7 @@ def commands() -> None:
     memwatch demo                   see it find a leak
     memwatch run -- python app.py   watch a command without touching its code
     memwatch ps                     what is watched on this machine
+    memwatch top                    the same, live
     memwatch report app             the verdict, then the proof
     memwatch diff app@-1h app       what grew in the last hour
     """

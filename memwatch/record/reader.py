@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from memwatch.model import NO_GOODBYE, SCHEMA, Census, Event, Evidence, Process, Report, Sample, Verdict
-from memwatch.record.schema import RecordError, cause, check_schema
+from memwatch.record.schema import COARSE_STEP_S, RecordError, cause, check_schema
 
 # What a damaged file makes of reading it: pages that SQLite refuses, text that is no JSON, JSON that is no report.
 # UnicodeDecodeError is a ValueError: SQLite's own messages may quote the damage.
@@ -204,7 +204,8 @@ class Record:
         """
         with self._guarded():
             start, count = self._connection.execute("SELECT min(time_s), count(time_s) FROM samples").fetchone()
-            until_s = start if start is not None else float("inf")
+            # A step of the coarse history that the fine samples reach into would tell their beginning twice, and too early.
+            until_s = start - COARSE_STEP_S if start is not None else float("inf")
             old = [Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=until_s)]
             of_two = max(1, round(2 * (len(old) + count) / points)) if len(old) + count > points else 1
             return tuple(_thinned(itertools.chain(old, self.samples()), of_two))

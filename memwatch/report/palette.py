@@ -61,6 +61,17 @@ STROKES: Mapping[str, Stroke] = {
     "tasks": Stroke(Colour("#008560", "#2cc99a"), (9, 3, 2, 3)),
     "children": Stroke(Colour("#3a3f47", "#c9ced6"), (2, 4)),
 }
+STROKE_TERMINAL: Mapping[str, str] = {
+    "rss": "bright_blue",
+    "heap": "yellow",
+    "native": "magenta",
+    "retained": "green",
+    "fds": "bright_blue",
+    "sockets": "yellow",
+    "threads": "magenta",
+    "tasks": "green",
+}
+"""The nearest of the sixteen colours of a terminal; a channel that is not named here has the colour of the text."""
 
 
 def stroke(channel: str) -> Stroke:

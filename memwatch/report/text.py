@@ -33,7 +33,7 @@ from memwatch.report.words import (
 )
 from memwatch.units import format_count, format_duration
 
-__all__ = ["WIDTH", "headline", "render_text"]
+__all__ = ["WIDTH", "headline", "parts", "render_text"]
 
 WIDTH = 100
 """Columns where nobody says otherwise: a log, a mail, a wide terminal."""
@@ -76,6 +76,25 @@ def render_text(report: Report, *, width: int = WIDTH) -> str:
         wrapped(next_command(report), width, first="next: ", rest="      "),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def parts(report: Report, width: int) -> dict[str, list[str]]:
+    """What follows the headline, part by part, for a view that shows one at a time: `evidence`, `caches` and `channels`.
+
+    Of at most *width* columns (never less than 40); a part that has nothing to say is empty.
+    """
+    width = max(width, NARROWEST)
+    evidence = [
+        list(proof_lines(report, width)),
+        *(list(_evidence(item, width)) for item in report.evidence),
+        list(_alive(report, width)),
+        list(_routes(report, width)),
+    ]
+    return {
+        "evidence": "\n\n".join("\n".join(block) for block in evidence if block).splitlines(),
+        "caches": list(_caches(report, width)),
+        "channels": list(_channels(report, width)),
+    }
 
 
 def _verdict(report: Report, width: int) -> Iterator[str]:
