@@ -67,6 +67,8 @@ def read_all(directory: Path, on_error: Callable[[RecordError], object]) -> list
 class Fleet:
     """The records of a directory, read again only where something was written: for whoever looks every few seconds.
 
+    What is told of each is its verdict and its figures, without curve, events and evidence; so its fingerprint says nothing.
+
     Threads: one at a time; the caller serialises.
     """
 
@@ -74,21 +76,21 @@ class Fleet:
         self.directory = directory
         self.errors: dict[Path, str] = {}
         """Records that could not be read at the last look, and why."""
-        self._known: dict[Path, tuple[_Written, Found]] = {}
+        self._known: dict[Path, tuple[Written, Found]] = {}
 
     def look(self) -> list[Found]:
         """Every record, the most recently written first.
 
         Cost: a record that has changed 1 to 5 ms, another some 20 µs; `bench/web.py` measures it.
         """
-        found: dict[Path, tuple[_Written, Found]] = {}
+        found: dict[Path, tuple[Written, Found]] = {}
         errors: dict[Path, str] = {}
         for path in find_records(self.directory):
-            written = _written(path)
+            stamp = written(path)
             known = self._known.get(path)
             try:
-                if known is None or known[0] != written or _has_ended(known[1].report.process):
-                    known = written, _read(path)
+                if known is None or known[0] != stamp or _has_ended(known[1].report.process):
+                    known = stamp, _read(path, findings=False)
             except NoSuchRecord:
                 continue
             except RecordError as error:
@@ -99,11 +101,12 @@ class Fleet:
         return _with_replaced([item for _, item in found.values()])
 
 
-_Written = tuple[int, ...]
+Written = tuple[int, ...]
+"""A stamp of a record's files."""
 
 
-def _written(path: Path) -> _Written:
-    """What changes whenever a record is written to."""
+def written(path: Path) -> Written:
+    """What changes whenever a record is written to; empty where there is none."""
     parts: list[int] = []
     for name in (path, f"{path}-wal"):
         with contextlib.suppress(OSError):
@@ -163,9 +166,9 @@ def _same(process: Process) -> tuple[object, ...]:
     return process.host, process.pid, process.start_ticks, process.boot
 
 
-def _read(path: Path, *, history: bool = False, points: int | None = None) -> Found:
+def _read(path: Path, *, history: bool = False, findings: bool = True, points: int | None = None) -> Found:
     with Record(path) as record:
-        report = record.report(is_running=_asked(record), history=history, points=points)
+        report = record.report(is_running=_asked(record), history=history, findings=findings, points=points)
     if report.process.fate == "killed" and report.process.end is not None and report.process.end.startswith(NO_GOODBYE):
         report = replace(report, process=_with_oom_kills(report.process))
     return Found(path, report)
