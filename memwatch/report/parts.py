@@ -292,8 +292,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, r
     head = "".join(cell("th" if header[column] else "td", column, header[column]) for column in used)
     body = "".join("<tr>" + "".join(cell("td", column, row[column]) for column in used) + "</tr>" for row in found)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="table of {html.escape(label)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="table of {html.escape(label)}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

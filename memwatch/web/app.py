@@ -14,7 +14,6 @@ import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -47,7 +46,7 @@ REPORTS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
 _Found = TypeVar("_Found")
 
 
-def dashboard(directory: Path, *, token: str | None = None, hosts: Iterable[str] = ()) -> Starlette:
+def dashboard(directory: Path, *, token: str | None = None, hosts: Iterable[str] = ()) -> Guard:
     """The dashboard over the records of a directory.
 
     Args:
@@ -71,11 +70,8 @@ def dashboard(directory: Path, *, token: str | None = None, hosts: Iterable[str]
         Route("/logout", site.log_out, methods=["POST"]),
         Route("/assets/{digest}/{name}", site.asset),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, door=door, hosts=host_names(hosts))],
-        exception_handlers={HTTPException: site.wrong, Exception: site.failed},
-    )
+    app = Starlette(routes=routes, exception_handlers={HTTPException: site.wrong, Exception: site.failed})
+    return Guard(app, door=door, hosts=host_names(hosts), close=site.close)  # around everything, what tells of a failure too
 
 
 class _Site:
@@ -86,6 +82,10 @@ class _Site:
         self._door = door
         self._live = Live()
         self._rows: list[Row] = []
+
+    def close(self) -> None:
+        """Let every page that is live end."""
+        self._live.close()
 
     # The fleet.
 

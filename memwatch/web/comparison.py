@@ -24,6 +24,8 @@ from memwatch.web.rows import address
 
 SUGGESTED = 6
 """Comparisons of a kind that are offered; the form has all."""
+LABEL_MOST = 200
+"""Characters of a label that a form completes."""
 OFFERED = 600
 """Records that the form completes while somebody types."""
 
@@ -69,10 +71,10 @@ def _form(asked: Asked, seen: Sequence[Seen]) -> str:
     for side, name, target, when in (("a", "Before (A)", asked.a, asked.a_at), ("b", "After (B)", asked.b, asked.b_at)):
         sides.append(
             f'<fieldset><legend>{name}</legend><label for="{side}">Process, record or label</label>'
-            f'<input id="{side}" name="{side}" list="records" required autocomplete="off" value="{html.escape(target)}">'
+            f'<input id="{side}" name="{side}" list="records" required autocomplete="off" value="{parts.text(target)}">'
             f'<label for="{side}_at">Moment</label>'
             f'<input id="{side}_at" name="{side}_at" list="moments" autocomplete="off" placeholder="last" '
-            f'value="{html.escape(when)}">'
+            f'value="{parts.text(when)}">'
             "</fieldset>"
         )
     records = "".join(f'<option value="{html.escape(value)}">{parts.text(told)}</option>' for value, told in _targets(seen))
@@ -91,7 +93,9 @@ def _targets(seen: Sequence[Seen]) -> Iterator[tuple[str, str]]:
         yield by_name[found.path].name, f"{process.name[:80]}[{process.pid}] {process.fate}"
     for name, key, values in _labelled(seen):
         for value in values:
-            yield f"{name} {key}={value}"[:200], "newest record with this label"
+            whole = f"{name} {key}={value}"
+            if whole == shown(whole) and len(whole) <= LABEL_MOST:  # what cannot be typed is not offered
+                yield whole, "newest record with this label"
 
 
 def _labelled(seen: Sequence[Seen]) -> list[tuple[str, str, list[str]]]:

@@ -5,6 +5,8 @@ Law: nothing is read of a record before a request has passed here, and no respon
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -32,9 +34,14 @@ CHANGES = ("/login", "/logout")
 
 
 class Guard:
-    """Around the application: host, method, token, headers."""
+    """Around the application: host, method, token, headers.
 
-    def __init__(self, app: ASGIApp, *, door: Door, hosts: frozenset[str]) -> None:
+    Args:
+        close: lets every page that is live end; whoever ends the server calls it, in the event loop.
+    """
+
+    def __init__(self, app: ASGIApp, *, door: Door, hosts: frozenset[str], close: Callable[[], None]) -> None:
+        self.close = close
         self._app = app
         self._door = door
         self._hosts = hosts

@@ -95,6 +95,12 @@ class Live:
         self._topics: OrderedDict[str, Topic] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let every stream end: the server does."""
+        self._is_closed = True
+        self._news.set()
 
     @property
     def is_full(self) -> bool:
@@ -131,7 +137,7 @@ class Live:
         try:
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._poll())
-            while not topic.failed:
+            while not topic.failed and not self._is_closed:
                 news = self._news
                 if topic.version != version and topic.parts:
                     told = topic.since(version)

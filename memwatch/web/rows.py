@@ -122,7 +122,8 @@ def _level(level: float, limit: float | None) -> str:
     if not limit or limit <= 0:
         return told
     width = round(60 * min(1.0, max(0.0, level / limit)), 1)
-    return f'{told}<svg class="bar" viewBox="0 0 60 4" preserveAspectRatio="none" aria-hidden="true"><rect width="{width}" height="4"/></svg>'
+    bar = f'<rect width="{width}" height="4"/>'
+    return f'{told}<svg class="bar" viewBox="0 0 60 4" preserveAspectRatio="none" aria-hidden="true">{bar}</svg>'
 
 
 def _watched(report: Report) -> str:

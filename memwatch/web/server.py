@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
+
+from memwatch.web.guard import Guard
 
 CONNECTIONS_MOST = 512
 """Beyond these a connection is answered 503: each takes a descriptor."""
@@ -35,7 +38,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+class _Server(uvicorn.Server):
+    """Ends pages that are live before it waits for what is being answered: they would never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, close: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._close = close
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._loop.call_soon_threadsafe(self._close)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+
+def run(app: Guard, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM."""
     config = uvicorn.Config(
         app,
@@ -49,4 +68,4 @@ def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> No
     )
     ready()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in an orderly way, and raises it once more
-        uvicorn.Server(config).run([listening])
+        _Server(config, app.close).run([listening])
