@@ -30,6 +30,7 @@ from memwatch.record import RecordWriter, record_name
 MIB = 2.0**20
 INTERVAL_S = 10.0
 ROUNDS = 9
+PAGES = 30
 
 
 def build(directory: Path, count: int, days: float) -> None:
@@ -170,9 +171,9 @@ def measure(directory: Path) -> None:
         print(f"a process again                       {statistics.median(warm) * 1e3:8.0f} ms")
         print(f"comparison form                       {server.get('/compare')[0] * 1e3:8.0f} ms")
         print(f"server after these                    {server.rss():8.0f} MiB resident")
-        for link in sorted(set(re.findall(r'href="(/process/[^"]+)"', page.decode())))[:100]:
+        for link in sorted(set(re.findall(r'href="(/process/[^"]+)"', page.decode())))[:PAGES]:
             server.get(link)
-        print(f"server after 100 processes            {server.rss():8.0f} MiB resident")
+        print(f"server after {PAGES} processes             {server.rss():8.0f} MiB resident")
     finally:
         server.stop()
     server = _Server(directory)

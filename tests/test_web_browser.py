@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import report_cases as cases
-from serving import Server
+from serving import Server, until
 from web_runs import dashboard, fleet, leaking, write
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="elsewhere: playwright is not installed")
@@ -131,31 +130,34 @@ def test_the_page_of_a_process_moves_while_it_leaks(tmp_path: Path, visit: Calla
         link = page.wait_for_selector("#running td.name a", timeout=PATIENCE_S * 1e3)
         assert link is not None
         cell = "#running td.rss"
-        page.wait_for_function(f"document.querySelector('{cell}').textContent.includes('iB')", timeout=PATIENCE_S * 1e3)
-        before = page.text_content(cell)
-        page.wait_for_function("([cell, before]) => document.querySelector(cell).textContent !== before", arg=[cell, before])
+        before = until(lambda: "iB" in (text := page.text_content(cell) or "") and text, "its memory is shown")
+        until(lambda: page.text_content(cell) != before, "the memory in the table moves")
         page.goto(str(link.evaluate("link => link.href")))
-        deadline_s = time.monotonic() + PATIENCE_S
-        while page.query_selector("figure.drawn") is None:  # a curve needs two readings
-            assert time.monotonic() < deadline_s
-            page.reload()
-        page.evaluate("document.querySelector('.plot').focus()")
-        points = "memwatch.curves.get('memory').columns[0].length"
-        first = page.evaluate(f"[{points}, memwatch.curves.get('memory').columns[1].at(-1)]")
-        page.wait_for_function(f"{points} > {first[0]}", timeout=PATIENCE_S * 1e3)
-        assert page.evaluate("memwatch.curves.get('memory').columns[1].at(-1)") > first[1]
+        # A curve needs two readings: the page draws it when they are there.
+        page.wait_for_selector("figure.drawn .plot", timeout=PATIENCE_S * 1e3)
+        page.focus(".plot")
+
+        def curve() -> tuple[int, float]:
+            columns = page.evaluate("memwatch.curves.get('memory').columns")
+            return len(columns[0]), columns[1][-1]
+
+        first = curve()
+        until(lambda: curve()[0] > first[0], "the curve becomes longer")
+        assert curve()[1] > first[1]
         # Who reads on is not disturbed: the focus, a zoom and what is unfolded stay.
         assert page.evaluate("document.activeElement.className") == "plot"
         page.keyboard.press("+")
         page.evaluate("document.querySelector('#process details').open = true")
         zoom = page.evaluate("memwatch.curves.get('memory').chart.scales.x.min")
-        now = page.evaluate(points)
-        page.wait_for_function(f"{points} > {now}", timeout=PATIENCE_S * 1e3)
+        second = curve()
+        until(lambda: curve()[0] > second[0], "the curve becomes longer while it is zoomed")
         assert page.evaluate("memwatch.curves.get('memory').chart.scales.x.min") == zoom
         assert page.evaluate("document.querySelector('#process details').open") is True
-        # Paused, it stands still.
         page.click("#pause")
-        assert page.text_content("#live-text").startswith("paused")
+        assert (page.text_content("#live-text") or "").startswith("paused")
+        third = curve()
+        page.click("#pause")
+        until(lambda: curve()[0] > third[0], "it goes on")
 
 
 def test_rows_move_and_the_focus_and_the_filter_stay(tmp_path: Path, visit: Callable[..., sync_api.Page]) -> None:

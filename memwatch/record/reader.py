@@ -209,8 +209,13 @@ class Record:
         """
         with self._guarded():
             start, count = self._connection.execute("SELECT min(time_s), count(time_s) FROM samples").fetchone()
-            until_s = start if start is not None else float("inf")
-            old = [Sample(time_s, 0.0, mean) for time_s, _, mean, _ in self.coarse(until_s=until_s)]
+            until_s = min(start, 1e18) if start is not None else 1e18
+            # Means alone: minima and maxima are as much again to read, each.
+            rows = self._connection.execute("SELECT rowid, time_s, mean FROM coarse WHERE time_s < ? ORDER BY rowid", (until_s,))
+            old = [
+                Sample.from_dict({"time_s": time_s, "uptime_s": 0, "values": json.loads(mean)})
+                for _, time_s, mean in _in_order(rows)
+            ]
             of_two = max(1, round(2 * (len(old) + count) / points)) if len(old) + count > points else 1
             return tuple(_thinned(itertools.chain(old, self.samples()), of_two))
 

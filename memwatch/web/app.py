@@ -35,6 +35,8 @@ from memwatch.web.rows import COLUMNS, Row
 SEND_S = 10.0
 """A page that takes nothing for this long is dropped; it asks again by itself."""
 PING_S = 15.0
+GRACE_S = 1.0
+"""When the server ends, a stream has this long to end by itself (`close`): cut off, uvicorn would call it an error."""
 FORM_MOST = 4096
 """Bytes of a form: a token has room in it."""
 REPORTS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
@@ -188,7 +190,7 @@ class _Site:
                 async for number, told in news:
                     yield ServerSentEvent(told, id=number, event="parts")
 
-        return EventSourceResponse(events(), ping=PING_S, send_timeout=SEND_S, headers={"Cache-Control": "no-store"})
+        return EventSourceResponse(events(), ping=PING_S, send_timeout=SEND_S, shutdown_grace_period=GRACE_S)
 
     # Coming and going.
 

@@ -63,6 +63,7 @@ class Reading:
         self._fleet = Fleet(directory)
         self._outlines: dict[str, Outline] = {}
         self._reports: OrderedDict[str, tuple[fleet.Written, bool, Report]] = OrderedDict()
+        self._has_looked = False
         self.is_complete = False
         """Whether the last look had the time for every outline."""
 
@@ -76,11 +77,12 @@ class Reading:
             errors = [shown(text) for text in self._fleet.errors.values()]
             known = {name_of(item.path): item for item in found}
             self._outlines = {name: outline for name, outline in self._outlines.items() if name in known}
-            self._read_outlines(known)
+            self._read_outlines(known, OUTLINES_S if self._has_looked else 0.0)  # the first page is not to wait for them
+            self._has_looked = True
             return [Seen(name, item, self._outlines.get(name)) for name, item in known.items()], errors
 
-    def _read_outlines(self, known: dict[str, Found]) -> None:
-        until_s = time.monotonic() + OUTLINES_S
+    def _read_outlines(self, known: dict[str, Found], for_s: float) -> None:
+        until_s = time.monotonic() + for_s
         self.is_complete = False
         for item in fleet.worst_first(known.values()):
             name = name_of(item.path)
