@@ -224,22 +224,23 @@ class Record:
 
         Read at places that are evenly spread, without what lies between: a peak may be missed.
 
-        Cost: some 5 µs a point, however long the record is.
+        Cost: some 25 µs a point, however long the record is (bench/web.py).
         """
         if channel not in _CHANNELS:
             return ()
         with self._guarded():
             execute = self._connection.execute
-            fine = execute("SELECT min(rowid), max(rowid), min(time_s), max(time_s) FROM samples").fetchone()
-            old = execute(
-                "SELECT min(rowid), max(rowid), min(time_s), max(time_s) FROM coarse WHERE time_s < ?",
-                (1e18 if fine[2] is None else fine[2],),
-            ).fetchone()
-            lengths_s = [0.0 if first is None else max(0.0, last - first) for _, _, first, last in (old, fine)]
-            of_old = min(round(points * lengths_s[0] / (sum(lengths_s) or 1.0)), points - RECENT_AT_LEAST)
+            # Each extreme in a query of its own: SQLite finds one by its tree, and several by reading the table.
+            first_s, last_s = (execute(f"SELECT {which}(time_s) FROM samples").fetchone()[0] for which in ("min", "max"))
+            (began_s,) = execute("SELECT time_s FROM coarse ORDER BY rowid LIMIT 1").fetchone() or (None,)
+            until_s = 1e18 if first_s is None else first_s
+            old_s = 0.0 if began_s is None else max(0.0, until_s - began_s)
+            fine_s = 0.0 if first_s is None else last_s - first_s
+            of_old = min(round(points * old_s / ((old_s + fine_s) or 1.0)), points - RECENT_AT_LEAST)
+            old = _spread(execute, "coarse", "mean", of_old)
             read = [
-                *_spread(execute, "SELECT time_s, mean FROM coarse WHERE rowid = ?", old[:2], of_old),
-                *_spread(execute, f'SELECT time_s, "{channel}" FROM samples WHERE rowid = ?', fine[:2], points - of_old),
+                *((time_s, level) for time_s, level in old if time_s < until_s),
+                *_spread(execute, "samples", channel, points - of_old),
             ]
             levels = [(time_s, json.loads(level).get(channel) if isinstance(level, str) else level) for time_s, level in read]
             return tuple(sorted((float(time_s), float(level)) for time_s, level in levels if level is not None))
@@ -260,8 +261,8 @@ class Record:
             findings: whether to read events and evidence too; without them the report has no fingerprint worth the name.
             points: about how many moments of the curve; `HISTORY_POINTS` by default.
 
-        Cost: of a month at an interval of 10 s, without history and findings 1 ms, with findings 5 ms, with both 300 ms
-        (bench/web.py).
+        Cost: of a month at an interval of 10 s, without history and findings 1 ms, with findings (5000 events) 50 ms, with both
+        400 ms; measured over the records of bench/web.py.
         """
         process = self.process()
         if process.ended is None and is_running is not None and not is_running(process):
@@ -291,14 +292,14 @@ class Record:
         return None if row is None else json.loads(row[0])
 
 
-def _spread(execute: Callable[..., Any], query: str, rows: tuple[int | None, int | None], count: int) -> Iterator[tuple[Any, Any]]:
-    """About *count* rows of a table, evenly spread from its first to its last, found by their number."""
-    first, last = rows
-    if first is None or last is None or count < 1:
+def _spread(execute: Callable[..., Any], table: str, column: str, count: int) -> Iterator[tuple[Any, Any]]:
+    """Time and *column* of about *count* rows of a table, evenly spread from its first to its last, found by their number."""
+    first, last = (execute(f"SELECT {which}(rowid) FROM {table}").fetchone()[0] for which in ("min", "max"))
+    if first is None or count < 1:
         return
     step = max(1.0, (last - first) / max(1, count - 1))
     for place in range(int((last - first) / step + 1e-9) + 1):
-        found = execute(query, (round(first + place * step),)).fetchone()
+        found = execute(f'SELECT time_s, "{column}" FROM {table} WHERE rowid = ?', (round(first + place * step),)).fetchone()
         if found is not None:
             yield found
 
