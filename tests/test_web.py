@@ -418,7 +418,7 @@ def test_a_page_is_told_what_has_changed_since_it_was_loaded_and_nothing_else(tm
     directory = tmp_path / "records"
     write(directory, cases.lookalike(), pid=1, name="quiet")
     with dashboard(directory) as server:
-        until(lambda: 'class="spark' in ask(server, "/").body.split("<tbody>")[1], "outlines are read")
+        until(lambda: '<svg class="spark' in ask(server, "/").body, "outlines are read")
         version = version_of(ask(server, "/").body)
         with streaming(server, f"/events?since={version}") as stream:
             path = write(directory, cases.leak(), pid=2, name="new")
