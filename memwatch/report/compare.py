@@ -135,7 +135,7 @@ def compare(a: Moment, b: Moment) -> Comparison:
     note = _no_tables(a, b, same=same)
     if note is not None or a.census is None or b.census is None:
         return Comparison(a, b, channels, {}, (*notes, *([note] if note else [])))
-    between = _apart(a.census.time_s, b.census.time_s) if same else None
+    apart = _apart(a.census.time_s, b.census.time_s) if same else None
     before, after = ({item.collector: item for item in side.evidence} for side in (a.census, b.census))
     tables = {}
     for name in sorted({*before, *after}, key=lambda name: ([*TITLES].index(name) if name in TITLES else len(TITLES), name)):
@@ -143,7 +143,7 @@ def compare(a: Moment, b: Moment) -> Comparison:
         if missing:
             notes.append(f"the census of {missing[0]} has no {name}: they are not compared")
         else:
-            tables[name] = _rows(before[name], after[name], between, same=same)
+            tables[name] = _rows(before[name], after[name], apart, same=same)
             notes += [f"{name} in {side}: {found[name].note}" for side, found in (("A", before), ("B", after)) if found[name].note]
     return Comparison(a, b, channels, tables, tuple(notes))
 
@@ -341,16 +341,16 @@ def _listed(rows: Sequence[Row], width: int) -> Iterator[str]:
     if not rows:
         return
     header = ("growth", "per hour", "A", "B", "objects")
-    numbers = [numbers(row) for row in rows]
-    used = [column for column in range(len(header)) if any(row[column] for row in numbers)]
-    lines = table([[row[column] for column in used] for row in (header, *numbers)], right=range(len(used)))
+    told = [numbers(row) for row in rows]
+    used = [column for column in range(len(header)) if any(row[column] for row in told)]
+    lines = table([[row[column] for column in used] for row in (header, *told)], right=range(len(used)))
     wide = max(map(cells, lines)) + 2 * len(INDENT) + 2
     if wide + LABEL_AT_LEAST <= width:
         yield f"{INDENT * 2}{lines[0]}"
         for line, row in zip(lines[1:], rows, strict=True):
             yield from wrapped(shown(row.label), width, first=padded(f"{INDENT * 2}{line}", wide))
         return
-    for row, (growth, rate, before, after, objects) in zip(rows, numbers, strict=True):  # the name, and its numbers below
+    for row, (growth, rate, before, after, objects) in zip(rows, told, strict=True):  # the name, and its numbers below
         yield from wrapped(shown(row.label), width, first=f"{INDENT * 2}{growth}  ", rest=INDENT * 4)
         more = (rate and f"{rate}/h", before and f"{before} → {after}", objects and f"{objects} objects")
         yield from wrapped(", ".join(filter(None, more)), width, first=INDENT * 4)

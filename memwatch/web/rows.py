@@ -167,7 +167,9 @@ def in_order(rows: Iterable[Row], column: str, order: str) -> list[Row]:
 
 
 def summary(seen: Sequence[Seen]) -> str:
-    """How many there are of what."""
+    """How many there are of what; nothing where there is none."""
+    if not seen:
+        return ""
     running = [item.found.report for item in seen if item.found.report.process.fate == "running"]
     count: Counter[str] = Counter(report.verdict.state for report in running)
     chips = [
