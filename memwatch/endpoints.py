@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 READY_S = 300.0
 """Not ready when memory runs out within this time: a load balancer that sends no more work gives the process a chance."""
 QUERY_MOST = 4096
+TOKEN_AT_LEAST = 16
 NO_TOKEN_NEEDED = frozenset({"/health"})
 
 
@@ -60,6 +61,52 @@ class Refused(Exception):
         self.status, self.detail, self.headers = status, detail, headers
 
 
+def token_of(text: str) -> bytes:
+    """A token as it is compared.
+
+    Raises:
+        ValueError: it is short enough to be guessed.
+    """
+    if not isinstance(text, str) or len(text.strip()) < TOKEN_AT_LEAST:
+        raise ValueError(f"the token must be text of at least {TOKEN_AT_LEAST} characters, such as secrets.token_urlsafe() makes")
+    return text.strip().encode()
+
+
+def is_token(given: str, token: bytes) -> bool:
+    """Whether that is the token; takes the same time whether the first character is wrong or the last."""
+    return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token)
+
+
+def bearer(header: str) -> str | None:
+    """The token in an `Authorization` header; None if it has none."""
+    scheme, _, given = header.partition(" ")
+    return given.strip() if scheme.lower() == "bearer" and given.strip() else None
+
+
+def host_names(hosts: Iterable[str]) -> frozenset[str]:
+    """Names that a Host header may have, as they are compared."""
+    return frozenset(host.lower().rstrip(".") for host in hosts)
+
+
+def is_our_host(host: str, allowed: frozenset[str]) -> bool:
+    """Whether a Host header means us: `localhost`, an address in figures, or one of *allowed* (`host_names`; `*` is all).
+
+    A page of another site reaches a server of this machine by a name that resolves to it; that name is here.
+    """
+    if "*" in allowed:
+        return True
+    name = host.lower()
+    name = name[1 : name.index("]")] if name.startswith("[") and "]" in name else name.partition(":")[0]
+    name = name.rstrip(".")
+    if name == "localhost" or name in allowed or host.lower() in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 _Answer = Callable[["Endpoints", Mapping[str, str]], Any]
 
 
@@ -87,12 +134,10 @@ class Endpoints:
         watcher: Callable[[], Watcher | None],
         control: bool = True,
     ) -> None:
-        if token is not None and (not isinstance(token, str) or len(token.strip()) < 16):
-            raise ValueError("the token must be text of at least 16 characters, such as secrets.token_urlsafe() makes")
         if isinstance(hosts, str) or isinstance(public, str):
             raise ValueError("hosts and public are lists")
-        self._token = None if token is None else token.strip().encode()
-        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._token = None if token is None else token_of(token)
+        self._hosts = host_names(hosts)
         self._public = NO_TOKEN_NEEDED | frozenset(public)
         unknown = self._public - set(PATHS)
         if unknown:
@@ -138,27 +183,13 @@ class Endpoints:
             return
         if self._token is None:
             raise Refused(404, "there is nothing here")
-        if not self._is_our_host(request.headers.get("host", "")):
+        if not is_our_host(request.headers.get("host", ""), self._hosts):
             raise Refused(421, "this host name is not answered; allow it with hosts=[…]")
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given.strip():
+        given = bearer(request.headers.get("authorization", ""))
+        if given is None:
             raise Refused(401, "a token is needed: Authorization: Bearer …", ("WWW-Authenticate", "Bearer"))
-        if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token):
+        if not is_token(given, self._token):
             raise Refused(403, "not this token")
-
-    def _is_our_host(self, host: str) -> bool:
-        if "*" in self._hosts:
-            return True
-        name = host.lower()
-        name = name[1 : name.index("]")] if name.startswith("[") and "]" in name else name.partition(":")[0]
-        name = name.rstrip(".")
-        if name == "localhost" or name in self._hosts or host.lower() in self._hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     def _watching(self) -> Watcher:
         watcher = self._watcher()

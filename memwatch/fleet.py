@@ -67,6 +67,8 @@ def read_all(directory: Path, on_error: Callable[[RecordError], object]) -> list
 class Fleet:
     """The records of a directory, read again only where something was written: for whoever looks every few seconds.
 
+    What is told of each is its verdict and its figures, without curve, events and evidence; so its fingerprint says nothing.
+
     Threads: one at a time; the caller serialises.
     """
 
@@ -88,7 +90,7 @@ class Fleet:
             known = self._known.get(path)
             try:
                 if known is None or known[0] != stamp or may_have_ended(known[1].report.process):
-                    known = stamp, _read(path)
+                    known = stamp, _read(path, findings=False)
             except NoSuchRecord:
                 continue
             except RecordError as error:
@@ -100,10 +102,11 @@ class Fleet:
 
 
 Written = tuple[int, ...]
+"""A stamp of a record's files."""
 
 
 def written(path: Path) -> Written:
-    """What changes whenever a record is written to: two calls of `stat`."""
+    """What changes whenever a record is written to; empty where there is none."""
     parts: list[int] = []
     for name in (path, f"{path}-wal"):
         with contextlib.suppress(OSError):
@@ -163,9 +166,9 @@ def _same(process: Process) -> tuple[object, ...]:
     return process.host, process.pid, process.start_ticks, process.boot
 
 
-def _read(path: Path, *, history: bool = False, points: int | None = None) -> Found:
+def _read(path: Path, *, history: bool = False, findings: bool = True, points: int | None = None) -> Found:
     with Record(path) as record:
-        report = record.report(is_running=_asked(record), history=history, points=points)
+        report = record.report(is_running=_asked(record), history=history, findings=findings, points=points)
     if report.process.fate == "killed" and report.process.end is not None and report.process.end.startswith(NO_GOODBYE):
         report = replace(report, process=_with_oom_kills(report.process))
     return Found(path, report)

@@ -20,7 +20,7 @@ from memwatch.config import SettingError
 OK, FOUND, USAGE, NOT_THERE = 0, 1, 2, 3
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
-COMMANDS = ("run", "ps", "top", "report", "diff", "watch", "gc", "soak", "doctor", "demo")
+COMMANDS = ("run", "ps", "top", "report", "diff", "watch", "gc", "serve", "soak", "doctor", "demo")
 
 
 class Commands(click.Group):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -11,14 +10,11 @@ import click
 
 from memwatch.cli import OK, options, records
 from memwatch.cli.screen import NotThere, put, put_json, say, width
-from memwatch.model import Census, Evidence, Process
-from memwatch.record import Record, RecordError
+from memwatch.model import Process
+from memwatch.moments import MOMENTS, NothingThen, read_moment, split
+from memwatch.record import RecordError
 from memwatch.report import shown
 from memwatch.report.compare import ROWS, Moment, compare, render_comparison
-from memwatch.report.words import moment as told
-from memwatch.units import parse_duration
-
-MOMENTS = "first, last, -1h (before the last sample) or 2026-11-25T12:00 (UTC)"
 
 
 @click.command("diff", short_help="What grew between two records or moments.")
@@ -59,7 +55,7 @@ def _named(targets: tuple[str, ...], place: Path) -> tuple[Moment, Moment]:
 
 
 def _side(text: str, find: Callable[[str], Path]) -> Moment:
-    target, when = _split(text)
+    target, when = split(text, lambda text: Path(text).exists())
     try:
         path = find(target)
     except NotThere as error:
@@ -69,90 +65,11 @@ def _side(text: str, find: Callable[[str], Path]) -> Moment:
     return _read(path, when)
 
 
-def _split(text: str) -> tuple[str, str]:
-    """A target and the moment after its last @; a name may have an @ itself, as Celery's workers do."""
-    target, at, when = text.rpartition("@")
-    if at and target and not Path(text).exists() and _is_moment(when):
-        return target, when
-    return text, "last"
-
-
-def _is_moment(text: str) -> bool:
-    try:
-        return text in ("first", "last") or _at(text, 0.0) is not None
-    except ValueError:
-        return False
-
-
-def _at(text: str, last_s: float) -> float:
-    """The Unix time that a moment means in a record that ends at *last_s*.
-
-    Raises:
-        ValueError: it is no moment.
-    """
-    if text.startswith("-"):
-        return last_s - parse_duration(text[1:])
-    when = datetime.fromisoformat(text)
-    return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
-
-
 def _read(path: Path, when: str) -> Moment:
     try:
-        with Record(path) as record:
-            return _moment(record, when)
-    except RecordError as error:
+        return read_moment(path, when)
+    except (RecordError, NothingThen) as error:
         raise NotThere(str(error)) from None
-
-
-def _moment(record: Record, when: str) -> Moment:
-    process, last_s, censuses = record.process(), record.last_written(), record.censuses()
-    if last_s is None:
-        return Moment(process, None, {}, _nearest(censuses, "first" if when == "first" else "last", 0.0))
-    wanted_s = None if when in ("first", "last") else _at(when, last_s)
-    if when == "first":
-        time_s, values = next(((start, mean) for start, _, mean, _ in record.coarse()), (None, {}))
-        first = next(record.samples(), None)
-        if first is not None and (time_s is None or first.time_s <= time_s + 300):
-            time_s, values = first.time_s, dict(first.values)
-    else:
-        time_s, values = _known_at(record, last_s if wanted_s is None else wanted_s)
-    if time_s is None:
-        began = next((start for start, *_ in record.coarse()), None) or next(record.samples()).time_s
-        raise NotThere(
-            f"nothing was sampled of {shown(process.name)}[{process.pid}] by {told(wanted_s)} UTC: its record begins at "
-            f"{told(began)} UTC (@first)"
-        )
-    return Moment(process, time_s, values, _nearest(censuses, when, time_s))
-
-
-def _known_at(record: Record, wanted_s: float) -> tuple[float | None, dict[str, float]]:
-    """The last reading of each channel by then: costly ones are read rarely."""
-    time_s: float | None = None
-    values: dict[str, float] = {}
-    for sample in record.samples():
-        if sample.time_s > wanted_s:
-            break
-        time_s = sample.time_s
-        values.update(sample.values)
-    if time_s is None:  # older than the fine samples
-        for start, _, mean, _ in record.coarse():
-            if start > wanted_s:
-                break
-            time_s, values = start, mean
-    return time_s, values
-
-
-def _nearest(censuses: tuple[Census, ...], when: str, time_s: float) -> Census | None:
-    """For each table the census nearest to a moment that has it: not every census has all of them."""
-    if not censuses:
-        return None
-    wanted_s = {"first": censuses[0].time_s, "last": censuses[-1].time_s}.get(when, time_s)
-    ordered = sorted(censuses, key=lambda census: abs(census.time_s - wanted_s))
-    tables: dict[str, Evidence] = {}
-    for census in ordered:
-        for item in census.evidence:
-            tables.setdefault(item.collector, item)
-    return Census(ordered[0].time_s, tuple(tables.values()))
 
 
 def _labelled(labels: tuple[str, ...], targets: tuple[str, ...], place: Path) -> tuple[Moment, Moment]:

@@ -135,7 +135,7 @@ def compare(a: Moment, b: Moment) -> Comparison:
     note = _no_tables(a, b, same=same)
     if note is not None or a.census is None or b.census is None:
         return Comparison(a, b, channels, {}, (*notes, *([note] if note else [])))
-    between = _apart(a.census.time_s, b.census.time_s) if same else None
+    apart = _apart(a.census.time_s, b.census.time_s) if same else None
     before, after = ({item.collector: item for item in side.evidence} for side in (a.census, b.census))
     tables = {}
     for name in sorted({*before, *after}, key=lambda name: ([*TITLES].index(name) if name in TITLES else len(TITLES), name)):
@@ -143,7 +143,7 @@ def compare(a: Moment, b: Moment) -> Comparison:
         if missing:
             notes.append(f"the census of {missing[0]} has no {name}: they are not compared")
         else:
-            tables[name] = _rows(before[name], after[name], between, same=same)
+            tables[name] = _rows(before[name], after[name], apart, same=same)
             notes += [f"{name} in {side}: {found[name].note}" for side, found in (("A", before), ("B", after)) if found[name].note]
     return Comparison(a, b, channels, tables, tuple(notes))
 
@@ -235,20 +235,26 @@ def _side(name: str, side: Moment, other: Moment, width: int) -> Iterator[str]:
 
 
 def _between(comparison: Comparison, width: int) -> Iterator[str]:
+    text = between(comparison)
+    if text:
+        yield from wrapped(text, width, first="   ")
+
+
+def between(comparison: Comparison) -> str:
+    """What lies between the two moments, in words; empty where one of them has no sample."""
     seconds = _apart(comparison.a.time_s, comparison.b.time_s)
     if seconds is None:
-        return
+        return ""
     if is_same(comparison.a.process, comparison.b.process):
-        yield from wrapped(f"one process, {format_duration(abs(seconds))} apart", width, first="   ")
-    else:
-        yield from wrapped("two processes: levels are compared, and there is no growth per hour", width, first="   ")
+        return f"one process, {format_duration(abs(seconds))} apart"
+    return "two processes: levels are compared, and there is no growth per hour"
 
 
 def _channels(comparison: Comparison, width: int) -> Iterator[str]:
     changed = [(name, item) for name, item in comparison.channels.items() if item.before != item.after or name == "rss"]
     same = [name for name, item in comparison.channels.items() if item.before == item.after and name != "rss"]
     rows = [
-        (title(name), _or_dash(amount(name, item.before)), _or_dash(amount(name, item.after)), *_moved(name, item))
+        (title(name), _or_dash(amount(name, item.before)), _or_dash(amount(name, item.after)), *moved(name, item))
         for name, item in changed
     ]
     if rows:
@@ -265,7 +271,8 @@ def _channels(comparison: Comparison, width: int) -> Iterator[str]:
         yield from wrapped(", ".join(map(title, same)), width, first=f"{INDENT}unchanged: ", rest=INDENT * 2)
 
 
-def _moved(name: str, item: Change) -> tuple[str, str]:
+def moved(name: str, item: Change) -> tuple[str, str]:
+    """How far a channel moved, and per hour, in its unit; empty where it is not known."""
     if item.before is None or item.after is None:
         return "", ""
     rate = "" if item.per_hour is None or unit(name) in ("seconds", "percent") else _signed(name, item.per_hour)
@@ -283,19 +290,28 @@ def _or_dash(text: str) -> str:
 
 
 def _table(comparison: Comparison, name: str, rows: Sequence[Row], width: int, limit: int | None) -> Iterator[str]:
-    yield from wrapped(f"{TITLES.get(name, shown(name))}{_when(comparison)}:", width, first=INDENT)
-    grown = [row for row in rows if row.grown > (0.0, 0.0)]
-    kept = grown[:limit] if limit is not None else [row for row in grown[:ROWS] if _size(row) >= WORTH_A_ROW * _size(grown[0])]
-    if not grown:
+    yield from wrapped(f"{TITLES.get(name, shown(name))}{when_taken(comparison)}:", width, first=INDENT)
+    kept, more = grown_most(rows, limit)
+    if not kept:
         yield f"{INDENT * 2}nothing grew"
     yield from _listed(kept, width)
+    for line in more:
+        yield from wrapped(line, width, first=INDENT * 2)
+
+
+def grown_most(rows: Sequence[Row], limit: int | None = None) -> tuple[list[Row], list[str]]:
+    """The rows of a table that are worth showing, and what is said of the others."""
+    grown = [row for row in rows if row.grown > (0.0, 0.0)]
+    kept = grown[:limit] if limit is not None else [row for row in grown[:ROWS] if _size(row) >= WORTH_A_ROW * _size(grown[0])]
+    more = []
     for text, left_out in (
         ("more that grew", grown[len(kept) :]),
         ("that shrank", [row for row in rows if row.grown < (0.0, 0.0)]),
     ):
         if left_out:
             total = _total(left_out)
-            yield from wrapped(f"and {len(left_out):,} {text}{f', {total}' if total else ''}", width, first=INDENT * 2)
+            more.append(f"and {len(left_out):,} {text}{f', {total}' if total else ''}")
+    return kept, more
 
 
 def _size(row: Row) -> float:
@@ -304,7 +320,7 @@ def _size(row: Row) -> float:
     return size or count
 
 
-def _when(comparison: Comparison) -> str:
+def when_taken(comparison: Comparison) -> str:
     """When the censuses were taken, where that is not when the samples were."""
     sides = (comparison.a, comparison.b)
     times = [(side.census.time_s if side.census is not None else None, side.time_s) for side in sides]
@@ -325,22 +341,22 @@ def _listed(rows: Sequence[Row], width: int) -> Iterator[str]:
     if not rows:
         return
     header = ("growth", "per hour", "A", "B", "objects")
-    numbers = [_numbers(row) for row in rows]
-    used = [column for column in range(len(header)) if any(row[column] for row in numbers)]
-    lines = table([[row[column] for column in used] for row in (header, *numbers)], right=range(len(used)))
+    told = [numbers(row) for row in rows]
+    used = [column for column in range(len(header)) if any(row[column] for row in told)]
+    lines = table([[row[column] for column in used] for row in (header, *told)], right=range(len(used)))
     wide = max(map(cells, lines)) + 2 * len(INDENT) + 2
     if wide + LABEL_AT_LEAST <= width:
         yield f"{INDENT * 2}{lines[0]}"
         for line, row in zip(lines[1:], rows, strict=True):
             yield from wrapped(shown(row.label), width, first=padded(f"{INDENT * 2}{line}", wide))
         return
-    for row, (growth, rate, before, after, objects) in zip(rows, numbers, strict=True):  # the name, and its numbers below
+    for row, (growth, rate, before, after, objects) in zip(rows, told, strict=True):  # the name, and its numbers below
         yield from wrapped(shown(row.label), width, first=f"{INDENT * 2}{growth}  ", rest=INDENT * 4)
         more = (rate and f"{rate}/h", before and f"{before} → {after}", objects and f"{objects} objects")
         yield from wrapped(", ".join(filter(None, more)), width, first=INDENT * 4)
 
 
-def _numbers(row: Row) -> tuple[str, str, str, str, str]:
+def numbers(row: Row) -> tuple[str, str, str, str, str]:
     """Growth, growth per hour, A and B, in bytes where they are known, else in objects; and with bytes the growth in objects."""
     size, count = row.bytes, row.count
     if size is not None:
