@@ -505,3 +505,11 @@ def test_kill_9_at_random_moments_loses_at_most_the_sample_being_taken(tmp_path:
             assert found == list(range(len(found)))
             assert committed + 1 <= len(found) <= committed + 2
             assert report.process.fate == "killed"
+
+
+def test_an_outline_begins_with_the_first_sample_however_short_the_record(writer: RecordWriter) -> None:
+    for index in range(15, 55):  # begins in the midst of a step of the coarse history, and is longer than one
+        writer.write(sample_at(index))
+    with Record(writer.path) as record:
+        outline = record.outline("rss", 20)
+    assert outline[0] == (START + 150, 1015.0) and outline[-1][0] == START + 540

@@ -234,7 +234,8 @@ class Record:
             # Each extreme in a query of its own: SQLite finds one by its tree, and several by reading the table.
             first_s, last_s = (execute(f"SELECT {which}(time_s) FROM samples").fetchone()[0] for which in ("min", "max"))
             (began_s,) = execute("SELECT time_s FROM coarse ORDER BY rowid LIMIT 1").fetchone() or (None,)
-            until_s = 1e18 if first_s is None else first_s
+            # A step that the fine samples reach into would tell their beginning twice, and too early.
+            until_s = 1e18 if first_s is None else first_s - COARSE_STEP_S
             old_s = 0.0 if began_s is None else max(0.0, until_s - began_s)
             fine_s = 0.0 if first_s is None else last_s - first_s
             of_old = min(round(points * old_s / ((old_s + fine_s) or 1.0)), points - RECENT_AT_LEAST)
