@@ -208,6 +208,18 @@ def test_the_ground_of_a_curve_is_the_verdict_over_time() -> None:
     assert {"pressure", "relief"} <= {mark.kind for mark in curve.marks}
 
 
+def test_a_watch_that_was_started_again_is_marked_where_it_was() -> None:
+    report = cases.a_day(cases.leak())
+    history = [
+        replace(one, uptime_s=one.uptime_s - (40_000.0 if place >= 4000 else 0.0)) for place, one in enumerate(report.history)
+    ]
+    curve = memory_curve(replace(report, history=tuple(history)))
+    assert curve is not None
+    assert [mark.time_s for mark in curve.marks if mark.text == "the watch was started again"] == [report.history[4000].time_s]
+    plain = memory_curve(report)
+    assert plain is not None and "the watch was started again" not in {mark.text for mark in plain.marks}
+
+
 def test_a_limit_far_above_is_told_and_not_drawn() -> None:
     report = cases.a_day(cases.lookalike())
     report = replace(

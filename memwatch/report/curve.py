@@ -149,7 +149,7 @@ def _curve(report: Report, channels: Sequence[str], what: str) -> Curve | None:
         times=times,
         series=tuple(one for one in series if one.channel != "limit"),
         spans=tuple(_spans(report, times[0], times[-1])),
-        marks=_marks(report.events, times[0], times[-1]),
+        marks=_marks([*report.events, *_restarts(report.history)], times[0], times[-1]),
         trend=_trend(report, series, times) if ours else None,
         projection=projection,
         limit=limit,
@@ -212,6 +212,7 @@ def _spans(report: Report, start_s: float, end_s: float) -> Iterator[Span]:
 
 def _marks(events: Iterable[Event], start_s: float, end_s: float) -> tuple[Mark, ...]:
     """What happened within the picture, and a little after: the end comes behind the last reading."""
+    events = sorted(events, key=lambda event: event.time_s)
     margin_s = 0.02 * (end_s - start_s)
     found = [
         Mark(min(max(event.time_s, start_s), end_s), event.what, happened(event))
@@ -219,6 +220,15 @@ def _marks(events: Iterable[Event], start_s: float, end_s: float) -> tuple[Mark,
         if event.what in MARKED and start_s - margin_s <= event.time_s <= end_s + margin_s
     ]
     return tuple(found[-MARKS_DRAWN:])
+
+
+def _restarts(history: Iterable[Sample]) -> Iterator[Event]:
+    """Where a watch began anew in the same record: its uptime counts from zero again.  Coarse points have none."""
+    before = 0.0
+    for sample in history:
+        if 0.0 <= sample.uptime_s < before:
+            yield Event(sample.time_s, "note", {"note": "the watch was started again"})
+        before = sample.uptime_s
 
 
 def _of(series: Iterable[Series], channel: str) -> Series | None:
