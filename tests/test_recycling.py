@@ -266,3 +266,16 @@ def test_a_uvicorn_worker_that_goes_says_so_to_connections_that_are_kept(monkeyp
     assert server.should_exit
     assert server.config.encoded_headers == [(b"connection", b"close")]
     assert server.server_state.default_headers == [(b"date", b"today"), (b"connection", b"close")]
+
+
+def test_uvicorn_that_reloads_is_not_left_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = type("Server", (), {"config": type("Config", (), {"should_reload": True})()})()
+    monkeypatch.setattr(uvicorn, "_servers", lambda: [server])
+    assert "--reload starts no other worker" in str(uvicorn.leave(supervised=True))
+
+
+def test_uvicorn_in_a_process_of_the_programs_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = type("Server", (), {"config": type("Config", (), {"should_reload": False, "workers": 1})()})()
+    monkeypatch.setattr(uvicorn, "_servers", lambda: [server])
+    monkeypatch.setattr(uvicorn, "refusal", lambda: None)
+    assert "no supervisor" in str(uvicorn.leave())

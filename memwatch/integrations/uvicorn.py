@@ -75,6 +75,12 @@ def leave(*, supervised: bool = False) -> str | None:
     servers = _servers()
     if not servers:
         return "no uvicorn server runs in this process"
+    if any(getattr(server.config, "should_reload", False) for server in servers):
+        # Its parent waits for files to change, and holds the socket: requests would wait for ever.
+        return "uvicorn --reload starts no other worker when this one ends; run it with --workers 2 or more"
+    if not supervised and all(getattr(server.config, "workers", 2) < 2 for server in servers):
+        # A process of the program's own with a server in it: it has a parent, which is no supervisor.
+        return "this uvicorn has no supervisor that would start another worker; run it with --workers 2 or more"
     threading.Thread(target=_leave, args=(servers,), name="memwatch-leave", daemon=True).start()
     return None
 
