@@ -302,3 +302,17 @@ def test_what_is_public_is_public_to_read() -> None:
 @pytest.mark.parametrize("host", ["[::1].example.com", "[::1]example", "127.0.0.1:80@example.com", "localhost:example"])
 def test_a_host_that_only_begins_with_an_address_is_none(host: str) -> None:
     assert get(endpoints_of(watcher_at({"rss": 1.0})), "/memory", **{**AUTHORISED, "host": host})[0] == 421
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [
+        ("/m/health", "/m", "/health"),
+        ("/health", "/m", "/health"),
+        ("/memory", "/mem", "/memory"),
+        ("/m", "/m/", "/"),
+        ("", "", "/"),
+    ],
+)
+def test_only_whole_segments_of_a_path_are_where_it_is_mounted(path: str, root: str, below: str) -> None:
+    assert health._below(path, root) == below
