@@ -82,36 +82,32 @@ class Audience:
             if isinstance(sink, _OnlyLeaks):
                 if occasion in ("leak", "doubled"):
                     self._call(name, sink.callback, report)
-            elif not _methods(sink):
-                self._call(name, sink, report)
             else:
-                self._call(name, getattr(sink, "told", None), occasion, report)
+                self._call(name, _tell, sink, occasion, report)
 
     def happened(self, events: Iterable[Event]) -> None:
         """Tell those that want every event."""
         for name, sink in list(self.sinks.items()):
-            if hasattr(sink, "happened"):
-                for event in events:
-                    self._call(name, sink.happened, event)
+            for event in events:
+                if name in self.sinks:
+                    self._call(name, _use, sink, "happened", event)
 
     def ticked(self, sample: Sample, report: Report) -> None:
         """Tell those that want every sample."""
         for name, sink in list(self.sinks.items()):
-            self._call(name, getattr(sink, "ticked", None), sample, report)
+            self._call(name, _use, sink, "ticked", sample, report)
 
     def ended(self) -> None:
         """Tell those that want to know of the end."""
         for name, sink in list(self.sinks.items()):
-            self._call(name, getattr(sink, "ended", None))
+            self._call(name, _use, sink, "ended")
 
     def pressed(self, pressure: Pressure) -> None:
         """Tell of a pressure level that was entered."""
         for name, callback in list(self._on_pressure.items()):
             self._call(name, callback, pressure)
 
-    def _call(self, name: str, method: Callable[..., Any] | None, *arguments: Any) -> None:
-        if method is None:
-            return
+    def _call(self, name: str, method: Callable[..., Any], *arguments: Any) -> None:
         try:
             with osthread.program_signals():
                 method(*arguments)
@@ -126,6 +122,20 @@ class _OnlyLeaks:
 
     def __init__(self, callback: Callable[[Report], Any]) -> None:
         self.callback = callback
+
+
+def _use(sink: Any, name: str, *arguments: Any) -> None:
+    """Call a method if a sink has it.  To ask for one may raise, too: a proxy for something that is not there yet."""
+    method = getattr(sink, name, None)
+    if method is not None:
+        method(*arguments)
+
+
+def _tell(sink: Any, occasion: Occasion, report: Report) -> None:
+    if _methods(sink):
+        _use(sink, "told", occasion, report)
+    else:
+        sink(report)
 
 
 def _methods(sink: Any) -> list[str]:

@@ -96,7 +96,13 @@ def is_our_host(host: str, allowed: frozenset[str]) -> bool:
     if "*" in allowed:
         return True
     name = host.lower()
-    name = name[1 : name.index("]")] if name.startswith("[") and "]" in name else name.partition(":")[0]
+    if name.startswith("[") and "]" in name:
+        name, _, port = name[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        name, _, port = name.partition(":")
+    if port and not port.isdecimal():
+        return False  # `[::1].example.com` is no address
     name = name.rstrip(".")
     if name == "localhost" or name in allowed or host.lower() in allowed:
         return True
@@ -117,7 +123,7 @@ class Endpoints:
         token: what a header must hold (`Authorization: Bearer …`) for everything but `/health`; None: only `/health` is there.
         hosts: names that the Host header may have besides `localhost` and addresses in figures (a page of another site that
             resolves to this machine has a name); `["*"]` allows all.
-        public: paths that need no token besides `/health`, such as `["/metrics"]`.
+        public: paths that need no token to be read besides `/health`, such as `["/metrics"]`.
         watcher: gives the watcher, or None while there is none.
         control: whether the trusted may change something (the live socket's setting).
 
@@ -179,7 +185,8 @@ class Endpoints:
 
     def _admit(self, request: Request, path: str) -> None:
         """Whether the peer may ask for this."""
-        if path in self._public:
+        # What is public is public to read: a page of another site may not empty the caches because a scraper may see them.
+        if path in self._public and (request.method in ("GET", "HEAD") or request.method not in PATHS[path]):
             return
         if self._token is None:
             raise Refused(404, "there is nothing here")

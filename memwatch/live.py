@@ -31,6 +31,8 @@ LOOK_EVERY_S = 0.5
 READ_S = 1.0
 WRITE_S = 5.0
 """A client has so long to send its request, and to take the answer."""
+POLL_S = 1.0
+"""After so long no further client is begun with before the next sample: each may take `READ_S` and `WRITE_S`."""
 REQUEST_MOST = 16384
 WAITING_MOST = 8
 """Clients that wait for evidence at the same time."""
@@ -48,7 +50,8 @@ def directories(environ: Mapping[str, str] | None = None, *, uid: int | None = N
     if runtime.startswith("/"):
         found.append(Path(runtime) / "memwatch")
     uid = os.geteuid() if uid is None else uid
-    found.append(Path("/tmp" if environ is not os.environ else tempfile.gettempdir()) / f"memwatch-{uid}")
+    with contextlib.suppress(OSError):  # none can be written to: a container whose root file system is read-only
+        found.append(Path("/tmp" if environ is not os.environ else tempfile.gettempdir()) / f"memwatch-{uid}")
     return found
 
 
@@ -109,6 +112,7 @@ class LiveSocket:
         if not hasattr(_socket, "AF_UNIX") or not hasattr(_socket, "SO_PEERCRED") or ticks is None:
             self.declined = "there is no live socket on this system"
             return
+        self.declined = "no directory can be written to; give one with XDG_RUNTIME_DIR or TMPDIR"
         for directory in [place for place in directories() for _ in range(2)]:
             try:
                 # Twice: whoever was the last to leave may have removed the directory in between.
@@ -169,16 +173,21 @@ class LiveSocket:
 
         Cost: some 7 µs when there is nobody (bench/services.py).
         """
-        if self._socket is None:
+        listening = self._socket
+        if listening is None:
             return
-        if descriptors.identity(self._socket.fileno()) != self._identity:
-            self._socket.detach()  # the program has closed it, with all the others
-            self._socket = None
-            self.open()
+        if descriptors.identity(listening.fileno()) != self._identity:
+            if self._socket is listening:
+                listening.detach()  # the program has closed it, with all the others
+                self._socket = None
+                self.open()
             return
+        until_s = time.monotonic() + POLL_S
         for _ in range(WAITING_MOST):
+            if self._socket is not listening or time.monotonic() > until_s:
+                break  # closed by another thread meanwhile; or a sample may be due: the others wait for the next look
             try:
-                number, _ = self._socket._accept()
+                number, _ = listening._accept()
             except OSError as error:
                 if error.errno not in NOT_NOW:
                     self._let_go()
@@ -238,6 +247,7 @@ class LiveSocket:
         with contextlib.suppress(OSError):
             client.settimeout(WRITE_S)
             client.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + response.body)
+            client.shutdown(_socket.SHUT_RDWR)  # a child forked meanwhile holds the connection as well, and would keep it open
         with contextlib.suppress(OSError):
             client.close()
 

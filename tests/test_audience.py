@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memwatch import config
-from memwatch.audience import METHODS
+from memwatch.audience import METHODS, Audience
 from memwatch.model import Event, Report, Sample
 from memwatch.testing import FakeClock, ScriptedSource
 from memwatch.watcher import Watcher
@@ -142,3 +142,23 @@ def test_what_can_be_told_nothing_is_refused_and_so_is_a_string_of_names() -> No
 )
 def test_names_of_sinks_are_read_from_the_environment(text: str, names: tuple[str, ...]) -> None:
     assert config.load(environ={"MEMWATCH_SINKS": text}).sinks == names
+
+
+def test_a_sink_that_raises_when_it_is_looked_at_is_disabled_and_the_others_are_told() -> None:
+    class Proxy:
+        def __call__(self, report: Any) -> None: ...
+
+        there = True
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(name) if self.there else RuntimeError("nothing is behind it any more")
+
+    failed: list[str] = []
+    told: list[Any] = []
+    audience = Audience(lambda name, error: failed.append(str(error)))
+    audience.add(sinks=[Proxy(), told.append])
+    Proxy.there = False
+    audience.ticked(None, None)  # type: ignore[arg-type]
+    audience.told("leak", "a report")  # type: ignore[arg-type]
+    assert failed == ["nothing is behind it any more"]
+    assert told == ["a report"]

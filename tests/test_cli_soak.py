@@ -123,3 +123,59 @@ def test_malformed_options_are_usage_errors(options: list[str], said: str) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--duration", "0s"], "--duration: '0s' is too short"),
+        (["--load", "http://127.0.0.1:abc/"], "--load: 'http://127.0.0.1:abc/' is not an address"),
+        (["--load", "http://127.0.0.1:99999/"], "--load: 'http://127.0.0.1:99999/' is not an address"),
+        (["--load", "http://127.0.0.1/a b"], "--load: 'http://127.0.0.1/a b' is not an address"),
+        (["--load", "file:///etc/hostname"], "--load: 'file:///etc/hostname' is not an address"),
+        (["--max-growth", "5"], "--max-growth: '5' is not a number with a unit"),
+        (["--max-errors", "5"], "--max-errors: '5' is not a percentage"),
+        (["--max-p95", "5"], "--max-p95: '5' is not"),
+    ],
+)
+def test_what_is_malformed_is_named_with_its_option(options: list[str], said: str) -> None:
+    words = ["--load", "http://127.0.0.1:1/", *options, "--", "true"]
+    done = subprocess.run([sys.executable, "-m", "memwatch", "soak", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_what_it_has_started_ends_with_it_when_it_is_cancelled(tmp_path: Path) -> None:
+    locust = tmp_path / "locust"
+    locust.write_text("#!/bin/sh\nexec sleep 60\n")
+    locust.chmod(0o755)
+    (tmp_path / "service.py").write_text(SERVICE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--load", f"http://127.0.0.1:{port}/", "--", sys.executable, str(tmp_path / "service.py"), str(port), "serve"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMWATCH_")}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "memwatch", "soak", *words]
+    soaking = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert soaking.stderr is not None
+    assert "soaking for" in soaking.stderr.readline()
+    soaking.terminate()
+    assert soaking.wait(60) == 143
+    soaking.stderr.close()
+    with socket.socket() as asking:
+        assert asking.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_service_that_speaks_something_else_is_waited_for_and_then_told_of() -> None:
+    garbage = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+    garbage += "while True: c, _ = s.accept(); c.recv(999); c.sendall(b'-ERR\\r\\n\\r\\n'); c.close()"
+    server = subprocess.Popen([sys.executable, "-c", garbage], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        with pytest.raises(soak.NotThere, match="its answer is not HTTP"):
+            soak._wait_until_ready(f"http://127.0.0.1:{port}/", server, 1.0)  # type: ignore[arg-type]
+    finally:
+        server.kill()
+        server.communicate()

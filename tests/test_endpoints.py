@@ -289,3 +289,30 @@ def test_a_client_that_fuzzes_from_the_description_meets_no_5xx_and_reads_nothin
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_public_is_public_to_read() -> None:
+    endpoints = endpoints_of(watcher_at({"rss": 1.0}), public=["/caches", "/gc"])
+    assert get(endpoints, "/caches", host="any")[0] == 200
+    assert get(endpoints, "/caches", "pattern=*", "DELETE", host="localhost")[0] == 401
+    assert get(endpoints, "/caches", "pattern=*", "DELETE", host="page.example")[0] == 421
+    assert get(endpoints, "/gc", method="POST", host="localhost")[0] == 401
+
+
+@pytest.mark.parametrize("host", ["[::1].example.com", "[::1]example", "127.0.0.1:80@example.com", "localhost:example"])
+def test_a_host_that_only_begins_with_an_address_is_none(host: str) -> None:
+    assert get(endpoints_of(watcher_at({"rss": 1.0})), "/memory", **{**AUTHORISED, "host": host})[0] == 421
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [
+        ("/m/health", "/m", "/health"),
+        ("/health", "/m", "/health"),
+        ("/memory", "/mem", "/memory"),
+        ("/m", "/m/", "/"),
+        ("", "", "/"),
+    ],
+)
+def test_only_whole_segments_of_a_path_are_where_it_is_mounted(path: str, root: str, below: str) -> None:
+    assert health._below(path, root) == below

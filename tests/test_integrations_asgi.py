@@ -301,3 +301,15 @@ def test_nothing_of_a_request_is_kept_when_it_is_over() -> None:
         stack.callback(gc.enable)
         asyncio.run(main())
         assert [reference() for reference in gone] == [None, None, None]
+
+
+@pytest.mark.parametrize("status", [None, "500"])
+def test_a_status_that_is_no_number_is_the_servers_to_refuse(status: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status})
+
+    async def nothing(*_: Any) -> Any:
+        return None
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(MemwatchMiddleware(app)(scope, nothing, nothing))

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,20 @@ def test_the_line_magic_watches_the_kernel_and_its_report_shows_as_text_in_html(
     assert "<script>" not in found._repr_html_()
     shell.run_line_magic("memwatch", "stop")
     assert memwatch.current() is None
+
+
+def test_a_watchdog_that_is_too_short_for_the_interval_is_told_of(manager: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    given = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "5000000"}
+    sink = SystemdSink(environ=given)
+    told = report()
+    told = replace(told, process=replace(told.process, interval_s=10.0))
+    for _ in range(2):
+        sink.ticked(Sample(0.0, 0.0, {}), told)
+    assert caplog.text.count("WatchdogSec= is 5.0 s and samples come every 10 s") == 1
+
+
+def test_the_kill_switch_holds_for_a_handler(monkeypatch: pytest.MonkeyPatch, function: None) -> None:
+    monkeypatch.setenv("MEMWATCH_DISABLE", "1")
+    handler = aws_lambda.watched(lambda event, context: event + context)
+    assert handler(1, 2) == 3
+    assert handler.memwatch.samples == 0  # type: ignore[attr-defined]

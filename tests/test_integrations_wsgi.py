@@ -200,3 +200,15 @@ def test_whatever_is_asked_for_memory_is_bounded(tmp_path: Path) -> None:
     assert len(names) <= 200
     assert sum(row.requests for row in names.values()) == 1000
     assert names["(other)"].requests > 700
+
+
+@pytest.mark.parametrize("line", [200, None, b"200 OK"])
+def test_a_status_line_that_is_no_text_is_the_servers_to_refuse(line: Any) -> None:
+    given: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response(line, [])
+        return [b""]
+
+    MemwatchMiddleware(app)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *arguments: given.append(arguments))
+    assert given == [(line, [])]

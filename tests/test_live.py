@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 
+import memwatch
 from memwatch import live
+from memwatch.live import LiveSocket
 from memwatch.record import find_records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere: SO_PEERCRED is Linux's")
@@ -291,3 +294,77 @@ def test_the_descriptor_of_the_socket_is_not_counted_as_the_programs(service: An
 def test_asking_a_process_that_is_not_there_says_what_may_be_the_cause() -> None:
     with pytest.raises(live.NoAnswer, match="has no live socket: it is gone, is not watched from inside"):
         live.ask(2**22 + 1, "GET", "/health")
+
+
+def test_several_that_send_nothing_hold_the_samples_up_no_longer_than_one() -> None:
+    watcher = memwatch.Watcher(directory=False)
+    live = LiveSocket(watcher, control=False)
+    live.open()
+    try:
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(6)]
+        for client in clients:
+            client.connect(str(live.path))
+        began_s = time.monotonic()
+        live.poll()
+        assert time.monotonic() - began_s < 2.5
+    finally:
+        live.close()
+        for client in clients:
+            client.close()
+
+
+def test_closed_by_another_thread_while_a_client_is_served_it_ends_quietly() -> None:
+    live = LiveSocket(memwatch.Watcher(directory=False), control=False)
+    live.open()
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.connect(str(live.path))
+        second.connect(str(live.path))
+        closing = threading.Timer(0.3, live.close)
+        closing.start()
+        live.poll()  # raises nothing
+        closing.join()
+    assert live.path is None
+
+
+def test_where_no_directory_can_be_written_to_there_is_no_socket_and_the_watch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    watcher = memwatch.Watcher(directory=False, interval="50ms", evidence="off").start()
+    try:
+        deadline_s = time.monotonic() + 10
+        while watcher.samples < 4:
+            assert watcher.running and time.monotonic() < deadline_s
+            time.sleep(0.02)
+        assert watcher.live_socket is not None
+        assert "XDG_RUNTIME_DIR" in str(watcher.live_socket.declined)
+    finally:
+        watcher.stop()
+
+
+def test_an_answer_ends_although_a_child_forked_meanwhile_has_the_connection_too() -> None:
+    live = LiveSocket(memwatch.Watcher(directory=False), control=False)
+    live.open()
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(live.path))
+            client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            kept: list[int] = []
+            sending = live._send
+
+            def also_held(connection: Any, response: Any) -> None:
+                kept.append(os.dup(connection.fileno()))  # as a fork does
+                sending(connection, response)
+
+            live._send = also_held  # type: ignore[method-assign]
+            live.poll()
+            answer = b""
+            while more := client.recv(4096):
+                answer += more
+            assert answer.startswith(b"HTTP/1.1 200")
+            os.close(kept[0])
+    finally:
+        live.close()

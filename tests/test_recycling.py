@@ -246,3 +246,36 @@ def test_the_worker_that_leaks_is_the_one_that_goes_and_no_request_is_lost(serve
     assert len(answered) == 3, "the leaking worker, the other one, and the successor"
     others = [pid for pid in answered if pid != leaker]
     assert all(is_there(pid) for pid in others)
+
+
+def test_a_gunicorn_setting_that_is_malformed_is_refused_before_a_worker_is_started() -> None:
+    with pytest.raises(SettingError, match="interval: 'abc'"):
+        gunicorn.hooks(interval="abc")
+
+
+def test_a_uvicorn_worker_that_goes_says_so_to_connections_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        servers = ()
+        should_exit = False
+        config = type("Config", (), {"encoded_headers": []})()
+        server_state = type("State", (), {"default_headers": [(b"date", b"today")]})()
+
+    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.0)
+    server = Server()
+    uvicorn._leave([server])
+    assert server.should_exit
+    assert server.config.encoded_headers == [(b"connection", b"close")]
+    assert server.server_state.default_headers == [(b"date", b"today"), (b"connection", b"close")]
+
+
+def test_uvicorn_that_reloads_is_not_left_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = type("Server", (), {"config": type("Config", (), {"should_reload": True})()})()
+    monkeypatch.setattr(uvicorn, "_servers", lambda: [server])
+    assert "--reload starts no other worker" in str(uvicorn.leave(supervised=True))
+
+
+def test_uvicorn_in_a_process_of_the_programs_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = type("Server", (), {"config": type("Config", (), {"should_reload": False, "workers": 1})()})()
+    monkeypatch.setattr(uvicorn, "_servers", lambda: [server])
+    monkeypatch.setattr(uvicorn, "refusal", lambda: None)
+    assert "no supervisor" in str(uvicorn.leave())

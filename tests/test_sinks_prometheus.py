@@ -353,3 +353,25 @@ def test_the_text_of_a_scrape_satisfies_promtool(registry: CollectorRegistry) ->
     text = prometheus_client.generate_latest(registry)
     checked = subprocess.run([promtool(), "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_a_full_file_system_costs_the_sink_and_not_the_program(python: Run, tmp_path: Path) -> None:
+    """prometheus_client maps files with holes: a write into one that has no room is SIGBUS."""
+    done = python(
+        f"""
+        import os, pathlib
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(tmp_path)!r}
+        import memwatch, prometheus_client
+
+        def full(*arguments):
+            raise OSError(28, "No space left on device")
+
+        os.posix_fallocate = full
+        watcher = memwatch.Watcher(directory=False, socket="off", evidence="off", sinks=["prometheus"])
+        watcher.tick()
+        print(watcher.failures)
+        print(any(any(file.read_bytes()) for file in pathlib.Path({str(tmp_path)!r}).glob("*.db")))
+        """
+    )
+    assert "No space left on device" in done.stdout
+    assert done.stdout.split()[-1] == "False"  # nothing was written into a hole

@@ -18,10 +18,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -32,6 +34,8 @@ from memwatch.model import SEVERITY_ORDER, Report
 from memwatch.report import without_infinities
 from memwatch.report.proof import brief
 from memwatch.report.words import headline
+
+Quantity = TypeVar("Quantity")
 
 USERS = Path(__file__).with_name("load_users.py")
 SAMPLES = 300
@@ -113,17 +117,18 @@ def command(
     if not addresses:
         raise click.UsageError("--load: give the address to ask for (with --locustfile: the host)")
     duration_s, ready_s = _duration("--duration", duration), _duration("--ready", ready)
-    try:
-        limits = Limits(
-            fail_on,
-            None if max_growth is None else units.parse_size(max_growth),
-            units.parse_fraction(max_errors),
-            None if max_p95 is None else units.parse_duration(max_p95),
-        )
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from None
+    if duration_s < 1:
+        raise click.UsageError(f"--duration: {duration!r} is too short: give at least 1s")
+    for address in addresses:
+        _check_address(address)
+    limits = Limits(
+        fail_on,
+        None if max_growth is None else _read_as(units.parse_size, "--max-growth", max_growth),
+        _read_as(units.parse_fraction, "--max-errors", max_errors),
+        None if max_p95 is None else _duration("--max-p95", max_p95),
+    )
     locust = _locust()
-    with _directory(keep) as directory, _service(words, directory, duration_s) as service:
+    with _ended_by_signals(), _directory(keep) as directory, _service(words, directory, duration_s) as service:
         _wait_until_ready(addresses[0], service, ready_s)
         say(f"soaking for {units.format_duration(duration_s)} with {users} users")
         seen = _load(locust, addresses, users, duration_s, locustfile, service)
@@ -208,6 +213,21 @@ def _rank(report: Report) -> tuple[int, float]:
     return SEVERITY_ORDER.index(report.verdict.state), -(growth_of(report) or 0.0)
 
 
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A pipeline that is cancelled sends SIGTERM: what we have started has sessions of its own, and would go on for ever."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # -- the service ---------------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +279,8 @@ def _wait_until_ready(address: str, service: subprocess.Popen[bytes], ready_s: f
             problem = str(getattr(error, "reason", error))
             if isinstance(error, ValueError):
                 raise click.UsageError(f"--load: {address!r} is not an address: {problem}") from None
+        except HTTPException as error:  # something answers, and it does not speak HTTP
+            problem = f"its answer is not HTTP ({type(error).__name__})"
         time.sleep(0.1)
     raise NotThere(f"the service did not answer {address} within {units.format_duration(ready_s)}: {problem}")
 
@@ -352,7 +374,22 @@ def latencies(entries: Sequence[Mapping[str, Any]], duration_s: float) -> Latenc
 
 
 def _duration(option: str, text: str) -> float:
+    return _read_as(units.parse_duration, option, text)
+
+
+def _read_as(parse: Callable[[str], Quantity], option: str, text: str) -> Quantity:
     try:
-        return units.parse_duration(text)
+        return parse(text)
     except ValueError as error:
         raise click.UsageError(f"{option}: {error}") from None
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError as error:
+        raise click.UsageError(f"--load: {address!r} is not an address: {error}") from None
+    spaced = any(ord(letter) <= 32 or ord(letter) == 127 for letter in address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or spaced:
+        raise click.UsageError(f"--load: {address!r} is not an address: give one such as http://127.0.0.1:8000/")

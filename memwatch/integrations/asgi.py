@@ -64,7 +64,8 @@ class MemwatchMiddleware:
             failed = not isinstance(error, CancelledError | GeneratorExit)
             ledger.end(number, self._named(scope, root, status), failed)
             raise
-        ledger.end(number, self._named(scope, root, status), status >= 500)
+        # Some servers take any status; what is no number must not raise here, when all is sent.
+        ledger.end(number, self._named(scope, root, status), isinstance(status, int) and status >= 500)
 
     def _named(self, scope: Scope, root: str, status: int) -> str:
         try:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from memwatch.config import SettingError
+from memwatch.config import SettingError, is_disabled
 from memwatch.watcher import Watcher
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -45,6 +45,8 @@ def watched(handler: Handler | None = None, **settings: Any) -> Handler | Callab
 
     @functools.wraps(handler)
     def invoke(*arguments: Any, **more: Any) -> Any:
+        if is_disabled():
+            return handler(*arguments, **more)
         if watcher.statistics().samples == 0:
             watcher.start(thread=False)
             watcher.tick()

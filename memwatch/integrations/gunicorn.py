@@ -57,6 +57,8 @@ def hooks(
         memwatch.config.SettingError: a setting is unknown or malformed.
     """
     recycler(lambda: None, recycle, jitter)  # refuses what is malformed now, not in every worker
+    if settings:
+        memwatch.Watcher(**settings)  # likewise: a worker that cannot boot ends the whole server
     theirs = {name: (chain or {}).get(name) for name in ("post_worker_init", "worker_exit", "child_exit")}
 
     def post_worker_init(worker: Any) -> None:

@@ -59,8 +59,7 @@ def asgi_app(
         elif scope["type"] == "http":
             request = Request(
                 scope["method"].upper(),
-                # Servers and frameworks differ in whether `path` holds what was mounted.
-                scope["path"].removeprefix(scope.get("root_path", "")) or "/",
+                _below(scope["path"], scope.get("root_path") or ""),
                 scope.get("query_string", b"").decode("latin-1"),
                 {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
             )
@@ -110,6 +109,12 @@ def _endpoints(token: str | None, hosts: Iterable[str], public: Iterable[str], w
 
 def _from(environ: Mapping[str, str]) -> str | None:
     return environ.get("MEMWATCH_TOKEN") or None
+
+
+def _below(path: str, root: str) -> str:
+    """The path below where we are mounted.  Servers and frameworks differ in whether `path` holds what was mounted."""
+    root = root.rstrip("/")
+    return (path[len(root) :] if path == root or path.startswith(f"{root}/") else path) or "/"
 
 
 async def _answered(endpoints: Endpoints, request: Request) -> Response:

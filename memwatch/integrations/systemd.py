@@ -15,6 +15,8 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
+from memwatch import units
+from memwatch.audience import say
 from memwatch.model import Report, Sample
 from memwatch.report import headline
 
@@ -52,7 +54,7 @@ class SystemdSink:
         wanted_pid = environ.get("WATCHDOG_PID", "")
         ours = not wanted_pid or wanted_pid == str(os.getpid())
         usec = environ.get("WATCHDOG_USEC", "")
-        self.watchdog_s = int(usec) / 1e6 if watchdog and ours and usec.isdigit() else None
+        self.watchdog_s = int(usec) / 1e6 if watchdog and ours and usec.isdecimal() else None
         """The unit's `WatchdogSec=`; None where the watchdog is not ours to feed."""
         self._pid = os.getpid()
         self._restart_when_exhausted = restart_when_exhausted
@@ -60,11 +62,13 @@ class SystemdSink:
         self._clock = clock
         self._said = ""
         self._said_s = float("-inf")
+        self._warned = False
 
     def ticked(self, sample: Sample, report: Report) -> None:
         """A sink's method: tell the state."""
         if self._address is None or os.getpid() != self._pid:  # a forked worker is not the unit's main process
             return
+        self._warn_once(report.process.interval_s)
         lines = []
         if self._ready:
             lines.append("READY=1")
@@ -87,6 +91,16 @@ class SystemdSink:
     def _is_hopeless(report: Report) -> bool:
         left_s = report.verdict.exhausted_in_s
         return left_s is not None and left_s < HOPELESS_S and report.verdict.state in ("growing", "leaking")
+
+    def _warn_once(self, interval_s: float | None) -> None:
+        warned, self._warned = self._warned, True
+        if not warned and interval_s is not None and self.watchdog_s is not None and self.watchdog_s < 2 * interval_s:
+            say(
+                "systemd will end this service: WatchdogSec= is %s and samples come every %s; give interval= at most half of it, "
+                "or a longer WatchdogSec=",
+                units.format_duration(self.watchdog_s),
+                units.format_duration(interval_s),
+            )
 
     def _notify(self, text: str) -> None:
         """Send without waiting; systemd that does not listen is none of the program's business."""

@@ -29,6 +29,7 @@ OTHERS = {
     "granian": "granian breaks requests of a worker that ends by itself; it has --workers-max-rss and --rss-samples of its own",
 }
 """Servers under which nothing of ours ends a worker, and why."""
+CLOSE = (b"connection", b"close")
 SETTLE_S = 1.0
 """Between the last accept and the exit: a connection that was accepted may not have sent its request yet."""
 
@@ -74,6 +75,12 @@ def leave(*, supervised: bool = False) -> str | None:
     servers = _servers()
     if not servers:
         return "no uvicorn server runs in this process"
+    if any(getattr(server.config, "should_reload", False) for server in servers):
+        # Its parent waits for files to change, and holds the socket: requests would wait for ever.
+        return "uvicorn --reload starts no other worker when this one ends; run it with --workers 2 or more"
+    if not supervised and all(getattr(server.config, "workers", 2) < 2 for server in servers):
+        # A process of the program's own with a server in it: it has a parent, which is no supervisor.
+        return "this uvicorn has no supervisor that would start another worker; run it with --workers 2 or more"
     threading.Thread(target=_leave, args=(servers,), name="memwatch-leave", daemon=True).start()
     return None
 
@@ -82,6 +89,10 @@ def _leave(servers: list[Any]) -> None:
     for server in servers:
         for listening in getattr(server, "servers", ()):
             listening.get_loop().call_soon_threadsafe(listening.close)  # stops accepting; connections stay
+        # Answers from here on say that the connection ends with them: one that were closed while it is idle could have the client's
+        # next request under way, which would be lost.
+        server.config.encoded_headers.append(CLOSE)  # every second the server takes these anew
+        server.server_state.default_headers = [*server.server_state.default_headers, CLOSE]
     time.sleep(SETTLE_S)
     for server in servers:
         server.should_exit = True

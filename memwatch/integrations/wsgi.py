@@ -45,7 +45,8 @@ class MemwatchMiddleware:
         def watched_start(line: str, *arguments: Any) -> Any:
             nonlocal status, route
             # Now, not at the end: Flask takes its request out of the environ when the view has answered.
-            status, route = line, self._named(environ, line[:3])
+            if isinstance(line, str):  # else the server's to refuse
+                status, route = line, self._named(environ, line[:3])
             return start_response(line, *arguments)
 
         def over(failed: bool) -> None:

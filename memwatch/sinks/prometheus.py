@@ -31,6 +31,11 @@ EXPORTED_ALREADY = frozenset({"rss", "fds"})
 MOST_CHILDREN = 500
 """Between processes no series can be taken back: not more than this are made (20 caches with every cause have 320)."""
 
+FILE_BYTES = 1 << 20
+"""The size that prometheus_client gives a new file; most of it is a hole."""
+ROOM_BYTES = 1 << 18
+"""More than all our series take in one file."""
+
 _lock = threading.Lock()
 _sinks: weakref.WeakKeyDictionary[CollectorRegistry, PrometheusSink] = weakref.WeakKeyDictionary()
 
@@ -161,12 +166,15 @@ class _BetweenProcesses:
         self._metrics: dict[str, Any] = {}
         self._written: dict[tuple[str, tuple[str, ...]], tuple[Metric, float]] = {}
         self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._of: dict[tuple[str, tuple[str, ...]], Metric] = {}
         self._pid = os.getpid()
 
     def write(self, figures: tuple[Figure, ...]) -> None:
         """Bring the files up to date."""
         if self._pid != os.getpid():  # the child's files begin at nothing
             self._pid, self._written = os.getpid(), {}
+            for prefix in {_file_of(metric) for metric in self._of.values()}:
+                _reserve(prefix)
         written: dict[tuple[str, tuple[str, ...]], tuple[Metric, float]] = {}
         for metric, labels, value in figures:
             key = (metric.name, labels)
@@ -195,10 +203,12 @@ class _BetweenProcesses:
         key = (metric.name, labels)
         child = self._children.get(key)
         if child is None and len(self._children) < MOST_CHILDREN:
+            _reserve(_file_of(metric))
             parent = self._metrics.get(metric.name)
             if parent is None:
                 parent = self._metrics[metric.name] = self._make(metric)
             child = self._children[key] = parent.labels(*labels) if labels else parent
+            self._of[key] = metric
         return child
 
     def _make(self, metric: Metric) -> Any:
@@ -207,6 +217,36 @@ class _BetweenProcesses:
         return prometheus_client.Gauge(
             metric.name, metric.what, metric.labels, registry=self._registry, multiprocess_mode=metric.across
         )
+
+
+def _file_of(metric: Metric) -> str:
+    """How the name of the file begins that prometheus_client keeps a metric in."""
+    return "counter" if metric.is_counter else f"gauge_{metric.across}"
+
+
+def _reserve(prefix: str) -> None:
+    """See that there is room for what is about to be written.
+
+    prometheus_client maps files with holes: where the file system is full, writing into one is no exception but SIGBUS, which ends
+    the program.
+
+    Raises:
+        OSError: there is no room.
+    """
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # prometheus_client sets it where only the older name is given
+    if not directory or not hasattr(os, "posix_fallocate"):
+        return
+    path = os.path.join(directory, f"{prefix}_{os.getpid()}.db")  # noqa: PTH118
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if not size:
+            size = FILE_BYTES
+            os.truncate(descriptor, size)
+        used = int.from_bytes(os.pread(descriptor, 4, 0), sys.byteorder)
+        os.posix_fallocate(descriptor, 0, min(size, used + ROOM_BYTES))
+    finally:
+        os.close(descriptor)
 
 
 def _gone(metric: Metric) -> float:
