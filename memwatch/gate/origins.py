@@ -126,7 +126,7 @@ class Descriptors:
         self.made: dict[object, tuple[str, ...]] = {}
         """Identity of a descriptor to the stack that made it, innermost first."""
         self._makers = [maker for name in self.MAKERS if (maker := getattr(os, name, None)) is not None]
-        self._before: dict[object, resources.Member] = {}
+        self._before: set[tuple[str, str]] = set()
 
     def follow(self) -> None:
         """From now on."""
@@ -142,9 +142,9 @@ class Descriptors:
         if not event.startswith("c_") or not any(argument is maker for maker in self._makers):
             return
         if event == "c_call":
-            self._before = resources.look("fds")
+            self._before = set(resources.open_descriptors())
         elif event == "c_return" and len(self.made) < MOST_OPENED:
-            for identity in resources.look("fds"):
+            for identity in resources.open_descriptors():
                 if identity not in self._before:
                     self.made[identity] = _stack(frame)
 
