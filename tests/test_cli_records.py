@@ -457,7 +457,7 @@ def test_a_setting_in_pyproject_is_read_and_a_wrong_one_named(tmp_path: Path) ->
 
 def test_help_lists_the_commands_that_exist_and_no_others() -> None:
     listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(commands, ["--help"]).output.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["run", "ps", "top", "report", "diff", "watch", "gc", "soak", "doctor", "demo"]
+    assert listed == ["run", "ps", "top", "report", "diff", "watch", "gc", "serve", "soak", "doctor", "demo"]
 
 
 def test_main_leaves_with_the_status_of_the_command(tmp_path: Path) -> None:

@@ -542,7 +542,8 @@ def test_a_name_in_the_place_of_a_freed_one_is_not_taken_for_it() -> None:
         space: dict[str, Any] = {}
         exec(f"def f{number:05}():\n return bytes(90_000)\nkept = f{number:05}()", space)
         names = {stack[0][1] for _, size, _, key, _ in sampler.blocks() if size > 80_000 and (stack := sampler.stack(key))}
-        if names != {f"f{number:05}"}:
+        # The interpreter's table of interned names grows with them, once, in the frame of this test.
+        if {name for name in names if not name.startswith("test_")} != {f"f{number:05}"}:
             wrong.append((number, names))
         space.clear()
     assert wrong == []
