@@ -78,6 +78,7 @@ def test_a_page_and_pictures_are_written_to_files_or_to_standard_output(leak: Pa
     assert (done.returncode, done.stdout) == (0, "")
     assert place.read_text("utf-8").startswith("<!doctype html>") and "_STORE" in place.read_text("utf-8")
     assert memwatch("report", leak, "--format", "html").stdout == place.read_text("utf-8")
+    assert memwatch("report", leak, "--html", "-", cwd=tmp_path).stdout == place.read_text("utf-8")
     drawn = memwatch("report", leak, "--format", "svg", "-o", tmp_path / "leak.svg")
     assert drawn.returncode == 0 and (tmp_path / "leak.svg").read_text("utf-8").startswith("<svg ")
     picture = subprocess.run([*MEMWATCH, "report", leak, "--format", "png"], capture_output=True, timeout=60, check=True).stdout

@@ -82,7 +82,8 @@ def _wanted(as_json: bool, format_: str | None, page: str | None, output: str | 
     format_ = next(iter(chosen.values()), "text")
     if format_ not in FORMATS:
         raise click.UsageError(f"--format: {format_!r} is not one of {', '.join(FORMATS)}")
-    return format_, page if page is not None else output
+    file = page if page is not None else output
+    return format_, None if file == "-" else file
 
 
 def _rendered(report: Report, format_: str, *, to_file: bool) -> str | bytes:
