@@ -112,16 +112,17 @@ class LiveSocket:
         if not hasattr(_socket, "AF_UNIX") or not hasattr(_socket, "SO_PEERCRED") or ticks is None:
             self.declined = "there is no live socket on this system"
             return
-        self.declined = "no directory can be written to; give one with XDG_RUNTIME_DIR or TMPDIR"
+        why = "no directory can be written to; give one with XDG_RUNTIME_DIR or TMPDIR"
         for directory in [place for place in directories() for _ in range(2)]:
             try:
                 # Twice: whoever was the last to leave may have removed the directory in between.
                 self._listen(_private(directory) / f"{os.getpid()}-{ticks}.sock")
             except OSError as error:
-                self.declined = f"{directory}: {error.strerror or error}"
+                why = f"{directory}: {error.strerror or error}"
             else:
                 self.declined = None
                 return
+        self.declined = why  # only now: whoever waits for the socket looks at this, too
 
     def _listen(self, path: Path) -> None:
         listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
