@@ -96,7 +96,13 @@ def is_our_host(host: str, allowed: frozenset[str]) -> bool:
     if "*" in allowed:
         return True
     name = host.lower()
-    name = name[1 : name.index("]")] if name.startswith("[") and "]" in name else name.partition(":")[0]
+    if name.startswith("[") and "]" in name:
+        name, _, rest = name[1:].partition("]")
+    else:
+        name, colon, port = name.partition(":")
+        rest = colon + port
+    if rest and not re.fullmatch(r":[0-9]*", rest):  # localhost:80@elsewhere
+        return False
     name = name.rstrip(".")
     if name == "localhost" or name in allowed or host.lower() in allowed:
         return True
