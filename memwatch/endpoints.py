@@ -97,12 +97,12 @@ def is_our_host(host: str, allowed: frozenset[str]) -> bool:
         return True
     name = host.lower()
     if name.startswith("[") and "]" in name:
-        name, _, port = name[1:].partition("]")
-        port = port.removeprefix(":")
+        name, _, rest = name[1:].partition("]")
     else:
-        name, _, port = name.partition(":")
-    if port and not port.isdecimal():
-        return False  # `[::1].example.com` is no address
+        name, colon, port = name.partition(":")
+        rest = colon + port
+    if rest and not re.fullmatch(r":[0-9]*", rest):  # localhost:80@elsewhere
+        return False
     name = name.rstrip(".")
     if name == "localhost" or name in allowed or host.lower() in allowed:
         return True

@@ -155,6 +155,8 @@ def format_duration(seconds: float | None) -> str:
         return "never"
     if seconds < 0.0995:
         return f"{seconds * 1000:.0f} ms"
+    if seconds < 0.995:
+        return f"{seconds:.2g} s"  # an interval of 0.25 s is not 0.2 s
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 119.5:

@@ -104,6 +104,8 @@ def test_a_file_that_cannot_be_written_is_named_and_the_one_before_it_is_kept(le
         (("--html", "a.html", "--json"), "--json and --html contradict each other"),
         (("--html", "a.html", "--format", "svg"), "--html and --format svg contradict each other"),
         (("--html", "a.html", "--output", "b.html"), "--html and --output both name a file; give one"),
+        (("--html", ""), "--html: the name of the file is empty"),
+        (("-o", ""), "--output: the name of the file is empty"),
         (("--format", "pdf"), "'pdf' is not one of text, json, html, markdown, svg, speedscope, collapsed, png"),
     ],
 )

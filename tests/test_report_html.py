@@ -18,6 +18,7 @@ from memwatch import report as reports
 from memwatch.model import Event, Evidence, Sample, Suspect
 from memwatch.report.curve import memory_curve, resource_curve
 from memwatch.report.drawing import curve_data
+from memwatch.report.svg import picture
 
 GIB = cases.GIB
 
@@ -289,3 +290,10 @@ def test_a_notebook_shows_sentence_curve_and_evidence_without_a_script() -> None
     assert "Python heap" in page.visible and "app.sessions.Session" in page.visible and "_STORE" in page.visible
     rules = re.findall(r"^\S.*?(?= \{)", page.texts["style"][0], re.MULTILINE)
     assert rules and all(rule.startswith(".memwatch-report") for rule in rules)
+
+
+def test_a_headline_of_two_lines_is_one_sentence_to_the_eye() -> None:
+    curve = memory_curve(replace(cases.leak(), history=tuple(Sample(float(n), float(n), {"rss": 1e6 * n}) for n in range(1, 9))))
+    assert curve is not None
+    drawn = picture(curve, ["out of memory in", "about 13 min"])
+    assert [line for line in drawn.splitlines() if ">about 13 min<" in line and 'font-weight="600"' in line]

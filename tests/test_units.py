@@ -68,7 +68,8 @@ def test_a_rate_is_told_in_the_unit_of_time_that_reads_best() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.05, "50 ms"), (3.21, "3.2 s"), (61, "61 s"), (840, "14 min"), (3840, "64 min"), (7500, "2 h 5 min"), (90000, "25 h"),
+    [(0.05, "50 ms"), (0.25, "0.25 s"), (0.5, "0.5 s"), (0.995, "1.0 s"), (3.21, "3.2 s"), (61, "61 s"), (840, "14 min"),
+     (3840, "64 min"), (7500, "2 h 5 min"), (90000, "25 h"),
      (300000, "3.5 days"), (float("inf"), "never")],
 )  # fmt: skip
 def test_durations_are_printed_as_people_say_them(seconds: float, text: str) -> None:

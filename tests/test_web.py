@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,15 @@ def test_two_moments_of_one_process_are_compared(server: Server, records: dict[s
         assert f'value="{name}"' in page
 
 
+def test_the_last_hour_is_offered_of_processes_that_have_one(tmp_path: Path) -> None:
+    for pid, uptime_s in ((101, 300.0), (102, 7200.0)):
+        leak = cases.leak()
+        write(tmp_path / "records", replace(leak, statistics=replace(leak.statistics, uptime_s=uptime_s)), pid=pid)
+    with dashboard(tmp_path / "records") as server:
+        offered = re.findall(r'a_at=-1h&amp;b=[^"]*-(\d+)-', ask(server, "/compare").body)
+    assert offered == ["102"]
+
+
 def test_two_releases_are_compared_by_their_labels(server: Server) -> None:
     offered = re.findall(r'href="(/compare\?a=api\+version[^"]*)"', ask(server, "/compare").body)
     page = ask(server, offered[0].replace("&amp;", "&")).body
@@ -261,7 +271,16 @@ def test_a_head_has_no_body_and_no_get_logs_out(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example.com", "localhost.evil.example.com", "", "127.0.0.1.evil.example.com", "x@localhost.evil"]
+    "host",
+    [
+        "evil.example.com",
+        "localhost.evil.example.com",
+        "",
+        "127.0.0.1.evil.example.com",
+        "x@localhost.evil",
+        "localhost:80@evil.example.com",
+        "[::1]evil",
+    ],
 )
 @pytest.mark.parametrize("path", ["/", "/login", "/assets/x/memwatch.js", "/events"])
 def test_a_name_that_is_not_ours_is_not_answered(host: str, path: str, server: Server) -> None:
@@ -334,6 +353,16 @@ def test_a_form_of_another_site_and_one_without_end_are_refused(guarded: Server)
     answer = ask(guarded, "/login", "POST", FORM | {"Origin": "https://evil.example.com"}, f"token={TOKEN}")
     assert (answer.status, "set-cookie" in answer.headers) == (403, False)
     assert ask(guarded, "/login", "POST", FORM, "token=" + "x" * 5000).status == 413
+
+
+def test_who_leaves_in_the_middle_of_a_form_is_no_failure(tmp_path: Path) -> None:
+    with dashboard(tmp_path) as server:
+        host, port = server.base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as asking:
+            asking.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\ntoken=")
+            assert ask(server, "/").status == 200  # it waits for the rest by now
+        assert ask(server, "/").status == 200
+    assert "Traceback" not in "".join(server.output)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def _wanted(as_json: bool, format_: str | None, page: str | None, output: str | 
         raise click.UsageError(f"{first} and {second}{f' {value}' if second == '--format' else ''} contradict each other")
     if page is not None and output is not None:
         raise click.UsageError("--html and --output both name a file; give one")
+    if "" in (page, output):
+        raise click.UsageError(f"{'--output' if page is None else '--html'}: the name of the file is empty")
     format_ = next(iter(chosen.values()), "text")
     if format_ not in FORMATS:
         raise click.UsageError(f"--format: {format_!r} is not one of {', '.join(FORMATS)}")

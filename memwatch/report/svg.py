@@ -67,9 +67,9 @@ def picture(curve: Curve, title: list[str] | None = None, *, label: str = "") ->
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{name}" {FONT} font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="{GROUND}"/>',
     ]
+    style = f'font-size="13.5" fill="{INK}" font-weight="600"'
     for number, line in enumerate(heading):
-        weight = ' font-weight="600"' if number == 0 else ""
-        parts.append(f'<text x="{RIGHT}" y="{22 + LINE * number}" font-size="13.5" fill="{INK}"{weight}>{escape(line)}</text>')
+        parts.append(f'<text x="{RIGHT}" y="{22 + LINE * number}" {style}>{escape(line)}</text>')
     parts += [*_legend(curve, legend_y), *_states(curve, frame), *_grid(curve, frame), *_marks(curve, frame)]
     parts += [*_trend(curve, frame), *_limit(curve, frame)]
     for series in curve.series:

@@ -14,7 +14,7 @@ import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -201,10 +201,13 @@ class _Site:
 
     async def log_in(self, asks: Request) -> Response:
         body = b""
-        async for chunk in asks.stream():
-            body += chunk
-            if len(body) > FORM_MOST:
-                raise HTTPException(413, f"the form is longer than {FORM_MOST} bytes")
+        try:
+            async for chunk in asks.stream():
+                body += chunk
+                if len(body) > FORM_MOST:
+                    raise HTTPException(413, f"the form is longer than {FORM_MOST} bytes")
+        except ClientDisconnect:  # no failure of ours, and nobody there to be answered
+            raise HTTPException(400, "the form ended before its end") from None
         form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
         target = form.get("next", ["/"])[0]
         if not re.match(r"/(?![/\\])[^\x00-\x1f\\]*\Z", target):

@@ -22,6 +22,7 @@ from memwatch.web.pages import page
 from memwatch.web.reading import Seen
 from memwatch.web.rows import address
 
+HOUR_S = 3600.0
 SUGGESTED = 6
 """Comparisons of a kind that are offered; the form has all."""
 LABEL_MOST = 200
@@ -118,7 +119,9 @@ def _suggestions(seen: Sequence[Seen]) -> Iterator[str]:
     ordered = [by_path[found.path] for found in worst_first([item.found for item in seen])]
     moments = []
     for item in ordered[:SUGGESTED]:
-        choices = (("first", "since its first sample"), ("-1h", "in its last hour"))
+        choices = [("first", "since its first sample")]
+        if item.found.report.statistics.uptime_s > HOUR_S:  # before that there is nothing to compare with
+            choices.append(("-1h", "in its last hour"))
         links = [_link(link(item.name, when, item.name, "last"), told) for when, told in choices]
         moments.append(f"{parts.text(_who(item.found.report.process))}: {', '.join(links)}")
     releases = [
