@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from memwatch.model import ChannelSummary, Event, Evidence, Process, Report, Sample, Statistics, Suspect, Verdict
+from memwatch.record import RecordWriter
 
 NOW_S = 1_795_334_400.0  # 2026-11-22 08:00:00 UTC
 MIB = 1024.0**2
@@ -378,3 +380,14 @@ def hostile() -> Report:
 
 
 CASES = {"leak": leak, "look-alike": lookalike, "killed": killed, "empty": empty, "tasks": tasks, "native": native}
+
+
+def finish(writer: RecordWriter, report: Report, at_s: float, ended: str | None) -> Path:
+    """What stands in a record behind its samples: what is known, its evidence, and how it ended; the file."""
+    writer.write(None, report, report.events)
+    if report.evidence:
+        writer.write_evidence(at_s, report.fingerprint, report.evidence)
+    if ended is not None:
+        writer.end(at_s, ended)
+    writer.close()
+    return writer.path

@@ -44,13 +44,7 @@ def record(directory: Path, report: Report, *, ended: str | None = "normal exit"
     values = {name: summary.current for name, summary in report.statistics.channels.items() if summary.current is not None}
     for index in range(report.statistics.samples and 3):
         writer.write(Sample(cases.NOW_S - 30 + 10 * index, 10.0 * index, values), report)
-    writer.write(None, report, report.events)
-    if report.evidence:
-        writer.write_evidence(cases.NOW_S, report.fingerprint, report.evidence)
-    if ended is not None:
-        writer.end(cases.NOW_S, ended)
-    writer.close()
-    return writer.path
+    return cases.finish(writer, report, cases.NOW_S, ended)
 
 
 @pytest.fixture(autouse=True)

@@ -51,13 +51,7 @@ def record(directory: Path, report: Report, *, ended: str | None = None, curve: 
     for index, rss in enumerate(curve):
         taken_s = now_s - len(curve) + index
         writer.write(Sample(taken_s, float(index), {"rss": rss, "heap": rss / 2}), report)
-    writer.write(None, report, report.events)
-    if report.evidence:
-        writer.write_evidence(now_s, report.fingerprint, report.evidence)
-    if ended is not None:
-        writer.end(now_s, ended)
-    writer.close()
-    return writer.path
+    return cases.finish(writer, report, now_s, ended)
 
 
 def named(report: Report, name: str, pid: int, *, rss: float | None = None) -> Report:

@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "memwatch.pressure": 1,
     "memwatch.report": 1,
     "memwatch.descriptors": 1,
+    "memwatch.access": 1,
     "memwatch.tally": 1,
     "memwatch.expectations": 1,
     "memwatch.osthread": 2,

@@ -14,6 +14,8 @@ import report_cases as cases
 
 from memwatch import report as reports
 from memwatch.model import Report
+from memwatch.report.curve import curves
+from memwatch.report.html import page_data
 from memwatch.units import format_size
 
 pytest_plugins = ["pytester"]
@@ -260,8 +262,6 @@ def test_nothing_that_a_process_says_of_itself_runs(browser: Any, written: Any) 
 
 
 def test_shown_again_with_other_data_a_curve_moves_on_and_keeps_its_zoom(leak: browsing.Seen) -> None:
-    from memwatch.report.html import page_data
-
     page = leak.page
     page.locator("[data-curve=memory] .plot").focus()
     page.keyboard.press("Home")
@@ -269,9 +269,8 @@ def test_shown_again_with_other_data_a_curve_moves_on_and_keeps_its_zoom(leak: b
     zoomed = scale(page)
     report = cases.a_day(cases.leak())
     later = replace(report.history[-1], time_s=report.history[-1].time_s + 10)
-    page.evaluate(
-        "data => memwatch.show(data)", json.loads(json.dumps(page_data(replace(report, history=(*report.history, later)))))
-    )
+    moved = replace(report, history=(*report.history, later))
+    page.evaluate("data => memwatch.show(data)", json.loads(json.dumps(page_data(moved, curves(moved)))))
     assert page.evaluate("memwatch.curves.get('memory').columns[0].length") == len(report.history) + 1
     assert scale(page) == zoomed
     assert page.locator("[data-curve=memory] canvas").count() == 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import browsing
 import pytest
 import report_cases as cases
 from serving import Server, until
@@ -14,19 +14,15 @@ from web_runs import dashboard, fleet, leaking, write
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="elsewhere: playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="elsewhere: axe-playwright-python is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="elsewhere: there is no chromium")
+pytestmark = browsing.needs_chromium
 PATIENCE_S = 60.0
 TOKEN = "a-token-of-some-length"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield found
-        found.close()
+    with browsing.browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

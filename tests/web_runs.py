@@ -75,13 +75,7 @@ def write(directory: Path, report: Report, *, ended: str | None = None, samples:
         part = 0.5 + 0.5 * (number + 1) / samples
         sample = Sample(now_s - 10 * (samples - number), 10.0 * number, {name: value * part for name, value in values.items()})
         writer.write(sample, report)
-    writer.write(None, report, report.events)
-    if report.evidence:
-        writer.write_evidence(now_s, report.fingerprint, report.evidence)
-    if ended is not None:
-        writer.end(now_s, ended)
-    writer.close()
-    return writer.path
+    return cases.finish(writer, report, now_s, ended)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,19 @@ from memwatch.model import Report
 from memwatch.report import headline, shown
 from memwatch.report.layout import wrapped
 from memwatch.report.palette import STATE_TERMINAL
-from memwatch.report.words import as_of, fate_word, memory_limit, of_limit, pace, status, what_grows, who
+from memwatch.report.words import (
+    as_of,
+    fate_word,
+    grows,
+    memory_limit,
+    of_limit,
+    pace,
+    resident_bytes,
+    status,
+    time_left_s,
+    what_grows,
+    who,
+)
 from memwatch.units import format_duration
 
 
@@ -38,7 +50,7 @@ def command(as_json: bool, directory: str | None) -> int:
 def _row_for_programs(item: records.Found) -> dict[str, Any]:
     whole = item.report.to_dict()
     return {key: whole[key] for key in ("schema", "process", "verdict", "samples", "uptime_s", "fingerprint")} | {
-        "rss": getattr(item.report.statistics.channels.get("rss"), "current", None),
+        "rss": resident_bytes(item.report),
         "memory_limit": memory_limit(item.report),
         "record": str(item.path),
     }
@@ -78,17 +90,14 @@ def _print(found: list[records.Found]) -> None:
 
 
 def _cells(report: Report) -> tuple[str, ...]:
-    verdict, process = report.verdict, report.process
-    moving = verdict.state in ("leaking", "growing")
-    rss = report.statistics.channels.get("rss")
-    level = "" if rss is None or rss.current is None else of_limit(rss.current, memory_limit(report))
-    left = verdict.exhausted_in_s if process.fate == "running" and moving else None
+    verdict, moving = report.verdict, grows(report)
+    rss, left_s = resident_bytes(report), time_left_s(report)
     return (
         who(report),
         what_grows(verdict) if moving else "",
         pace(verdict.channel, verdict.rate) if moving else "",
-        level,
-        format_duration(left) if left is not None else "",
+        "" if rss is None else of_limit(rss, memory_limit(report)),
+        "" if left_s is None else format_duration(left_s),
         _watched(report),
     )
 

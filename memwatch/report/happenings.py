@@ -8,7 +8,8 @@ from typing import Any
 
 from memwatch.model import CHANNEL_BY_NAME, Event
 from memwatch.report.layout import shown
-from memwatch.report.words import blame, of_limit, what_runs_out
+from memwatch.report.usage import blame
+from memwatch.report.words import of_limit, what_runs_out
 from memwatch.units import format_count, format_duration, format_rate, format_size
 
 BYTES = ("rss", "limit", "threshold", "freed", "rss_freed", "grown", "bytes")

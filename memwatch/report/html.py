@@ -15,7 +15,7 @@ from typing import Any
 
 from memwatch.model import Report
 from memwatch.report import parts
-from memwatch.report.curve import memory_curve, resource_curve
+from memwatch.report.curve import Curve, curves
 from memwatch.report.drawing import as_script, curve_data, stack_data
 from memwatch.report.palette import STATE_COLOURS
 from memwatch.report.text import render_text
@@ -66,13 +66,9 @@ def script() -> str:
     return f"/* uPlot\n{licence}*/\n" + "\n".join(map(asset, SCRIPTS))
 
 
-def page_data(report: Report) -> dict[str, Any]:
+def page_data(report: Report, drawn: Mapping[str, Curve]) -> dict[str, Any]:
     """What the script of a page draws."""
-    memory, resources = memory_curve(report), resource_curve(report)
-    return {
-        "curves": {name: curve_data(curve) for name, curve in (("memory", memory), ("resources", resources)) if curve is not None},
-        "stacks": stack_data(report),
-    }
+    return {"curves": {name: curve_data(curve) for name, curve in drawn.items()}, "stacks": stack_data(report)}
 
 
 def render_html(report: Report) -> str:
@@ -80,14 +76,15 @@ def render_html(report: Report) -> str:
 
     Cost: about 0.1 s for a day of readings every 10 s (bench/page.py).
     """
-    made = parts.sections(report)
+    drawn = curves(report)
+    made = parts.sections(report, drawn)
     heading = f"<h1>{parts.clipped(report.process.name)}<small>[{report.process.pid}]</small></h1>\n"
     return document(
         f"{status(report.verdict)}: {who(report)[:120]} · memwatch",
         heading + "\n".join(parts.section(name, body) for name, body in made.items()),
         {name: parts.TITLES[name] for name in made},
         footer=_FOOTER,
-        data=page_data(report),
+        data=page_data(report, drawn),
     )
 
 
@@ -125,7 +122,7 @@ def document(
 def render_inline(report: Report) -> str:
     """The report within a notebook: no script, and a style that stays within it."""
     shown = ("verdict", "curve", "proof", "evidence")
-    body = "".join(f"<div>{made}</div>" for name, made in parts.sections(report).items() if name in shown)
+    body = "".join(f"<div>{made}</div>" for name, made in parts.sections(report, curves(report)).items() if name in shown)
     whole = html.escape(render_text(report))
     return (
         f'<div class="memwatch-report"><style>{asset("notebook.css")}</style>{body}'

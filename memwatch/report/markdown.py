@@ -11,19 +11,15 @@ from memwatch.report.happenings import happened
 from memwatch.report.layout import shown
 from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
 from memwatch.report.text import COLLECTOR_TITLES, SUSPECTS_SHOWN, facts
+from memwatch.report.usage import ROUTE_HEADER, blame, blamed_routes, cache_line, route_cells
 from memwatch.report.words import (
-    ROUTE_HEADER,
     amount,
-    blame,
-    blamed_routes,
-    cache_line,
     channel_pace,
     channel_state,
     channels_in_order,
     headline,
     moment,
     not_the_cause,
-    route_cells,
     says_only_now,
     share_of,
     status,

@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from memwatch.model import ChannelSummary, Event, Evidence, Report, Suspect, iso
 from memwatch.report.causes import known_causes
-from memwatch.report.curve import memory_curve, resource_curve
+from memwatch.report.curve import Curve
 from memwatch.report.happenings import happened
 from memwatch.report.layout import shown
 from memwatch.report.proof import TRAILS, Row, gap, others, proof, shown_rows
 from memwatch.report.svg import picture
 from memwatch.report.text import COLLECTOR_TITLES, facts
+from memwatch.report.usage import ROUTE_HEADER, blame, blamed_routes, cache_remarks, cache_removals, number, route_cells
 from memwatch.report.words import (
-    ROUTE_HEADER,
     amount,
     as_of,
-    blame,
-    blamed_routes,
-    cache_remarks,
-    cache_removals,
     channel_pace,
     channel_state,
     channels_in_order,
     headline,
     moment,
     not_the_cause,
-    route_cells,
     says_only_now,
     share_of,
     status,
@@ -75,11 +69,15 @@ def time_of(time_s: float | None) -> str:
     return f'<time datetime="{stamp}">{html.escape(moment(time_s))} UTC</time>'
 
 
-def sections(report: Report) -> dict[str, str]:
-    """Every section that has something to say, in reading order: its id (see `TITLES`) and its inner HTML."""
+def sections(report: Report, drawn: Mapping[str, Curve]) -> dict[str, str]:
+    """Every section that has something to say, in reading order: its id (see `TITLES`) and its inner HTML.
+
+    Args:
+        drawn: `curves(report)`.
+    """
     made: dict[str, Callable[[Report], str]] = {
         "verdict": verdict,
-        "curve": curves,
+        "curve": lambda _: figures(drawn),
         "proof": what_grows,
         "evidence": evidence,
         "routes": routes,
@@ -190,20 +188,16 @@ def path(steps: Sequence[str]) -> str:
 # Curves.
 
 
-def curves(report: Report) -> str:
+CAPTIONS = {"memory": "Memory", "resources": "Descriptors, threads, tasks, child processes"}
+
+
+def figures(drawn: Mapping[str, Curve]) -> str:
     """Where the curves go; without a script, and on paper, they are pictures."""
-    figures = []
-    for name, curve, caption in (
-        ("memory", memory_curve(report), "Memory"),
-        ("resources", resource_curve(report), "Descriptors, threads, tasks, child processes"),
-    ):
-        if curve is not None:
-            still = picture(curve, label=f"{caption} over time")
-            figures.append(
-                f'<figure class="curve" data-curve="{name}"><figcaption>{caption}</figcaption><div class="live" hidden></div>'
-                f'<div class="still">{still}</div></figure>'
-            )
-    return "".join(figures)
+    return "".join(
+        f'<figure class="curve" data-curve="{name}"><figcaption>{CAPTIONS[name]}</figcaption><div class="live" hidden></div>'
+        f'<div class="still">{picture(curve, label=f"{CAPTIONS[name]} over time")}</div></figure>'
+        for name, curve in drawn.items()
+    )
 
 
 # Evidence.
@@ -321,8 +315,8 @@ def caches(report: Report) -> str:
     """What each cache holds, and how entries left it."""
     rows = []
     for cache in report.caches:
-        held, most, entries, room = (_number(cache, name) for name in ("bytes", "max_bytes", "entries", "maxsize"))
-        ratio, hits, misses = (_number(cache, name) for name in ("hit_ratio", "hits", "misses"))
+        held, most, entries, room = (number(cache, name) for name in ("bytes", "max_bytes", "entries", "maxsize"))
+        ratio, hits, misses = (number(cache, name) for name in ("hit_ratio", "hits", "misses"))
         rows.append(
             (
                 f"<code>{clipped(str(cache.get('name', '?')))}</code>",
@@ -336,12 +330,6 @@ def caches(report: Report) -> str:
         )
     header = ("cache", "bytes", "entries", "hits", "reads", "left", "remarks")
     return table(header, rows, label="caches", right=(1, 2, 4)) if rows else ""
-
-
-def _number(row: Mapping[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if good and value is not None else None
 
 
 def _of(value: float | None, most: float | None, form: Callable[[float], str]) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from memwatch.model import EXPLAINING, Evidence, Report, Suspect
 from memwatch.report.causes import UNSURE_BELOW, known_causes
 from memwatch.report.layout import cells, glued, padded, shown, wrapped
-from memwatch.report.words import RESOURCE_KINDS, blame, blamed_routes, headline, is_lookalike, moment, not_the_cause, share_of
+from memwatch.report.usage import blame, blamed_routes
+from memwatch.report.words import RESOURCE_KINDS, headline, is_lookalike, moment, not_the_cause, share_of
 from memwatch.units import format_count, format_size
 
 ROWS = 3

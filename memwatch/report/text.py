@@ -12,20 +12,16 @@ from memwatch.model import ChannelSummary, Event, Evidence, Report
 from memwatch.report.happenings import happened
 from memwatch.report.layout import cells, padded, shown, table, wrapped
 from memwatch.report.proof import INDENT, TRAILS, counted, joined, numbers, others, proof_lines
+from memwatch.report.usage import ROUTE_HEADER, blame, blamed_routes, cache_line, route_cells
 from memwatch.report.words import (
-    ROUTE_HEADER,
     amount,
     as_of,
-    blame,
-    blamed_routes,
-    cache_line,
     channel_pace,
     channel_state,
     channels_in_order,
     fate_word,
     headline,
     moment,
-    route_cells,
     says_only_now,
     share_of,
     status,
@@ -33,7 +29,7 @@ from memwatch.report.words import (
 )
 from memwatch.units import format_count, format_duration
 
-__all__ = ["WIDTH", "headline", "parts", "render_text"]
+__all__ = ["WIDTH", "headline", "render_text", "sections"]
 
 WIDTH = 100
 """Columns where nobody says otherwise: a log, a mail, a wide terminal."""
@@ -78,7 +74,7 @@ def render_text(report: Report, *, width: int = WIDTH) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def parts(report: Report, width: int) -> dict[str, list[str]]:
+def sections(report: Report, width: int) -> dict[str, list[str]]:
     """What follows the headline, part by part, for a view that shows one at a time: `evidence`, `caches` and `channels`.
 
     Of at most *width* columns (never less than 40); a part that has nothing to say is empty.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from memwatch.model import CHANNEL_BY_NAME, CHANNELS, NO_GOODBYE, ChannelSummary, Kind, Process, Report, State, Verdict, iso
 from memwatch.report.layout import shown
@@ -78,7 +77,7 @@ def headline(report: Report) -> str:
     """The verdict in one sentence, on one line of any length: what a log line, a table or a subject needs."""
     verdict = report.verdict
     start = f"{status(verdict)}  {who(report)}  "
-    if verdict.state in ("leaking", "growing"):
+    if grows(report):
         return start + _growth(report)
     if verdict.state == "stable" and not is_lookalike(verdict):
         return start + _calm(report)
@@ -136,11 +135,8 @@ def level_of_limit(report: Report) -> str:
         if summary is None or summary.current is None:
             return ""
         return format_count(summary.current) + (f" of {format_count(verdict.limit)}" if verdict.limit else "")
-    rss = channels.get("rss")
-    if rss is None or rss.current is None:
-        return ""
-    limit = memory_limit(report)
-    return of_limit(rss.current, limit)
+    rss = resident_bytes(report)
+    return "" if rss is None else of_limit(rss, memory_limit(report))
 
 
 def of_limit(size: float, limit: float | None) -> str:
@@ -156,6 +152,22 @@ def memory_limit(report: Report) -> float | None:
     if summary is not None and summary.current:
         return summary.current
     return report.verdict.limit if is_bytes(report.verdict.channel) else None
+
+
+def grows(report: Report) -> bool:
+    """Whether there is a rate worth telling."""
+    return report.verdict.state in ("leaking", "growing")
+
+
+def resident_bytes(report: Report) -> float | None:
+    """Resident memory at the last reading; None where there was none."""
+    summary = report.statistics.channels.get("rss")
+    return None if summary is None else summary.current
+
+
+def time_left_s(report: Report) -> float | None:
+    """Until a process that runs and grows has used up what it may; None where that says nothing."""
+    return report.verdict.exhausted_in_s if report.process.fate == "running" and grows(report) else None
 
 
 def as_of(report: Report) -> float | None:
@@ -270,7 +282,7 @@ def channel_pace(name: str, summary: ChannelSummary) -> str:
 def not_the_cause(report: Report) -> list[str]:
     """For growth of one kind: the kinds that are not it, each with why it can be said (`native heap (stable)`)."""
     verdict = report.verdict
-    if verdict.state not in ("leaking", "growing") or verdict.kind == "none":
+    if not grows(report) or verdict.kind == "none":
         return []
     cleared = []
     for kind, channel in KIND_CHANNELS.items():
@@ -286,121 +298,3 @@ def not_the_cause(report: Report) -> list[str]:
             if share < 0.1:
                 cleared.append(f"{KIND_TITLES[kind]} ({max(share, 0.0) * 100:.0f} %)")
     return cleared
-
-
-def cache_line(cache: Mapping[str, Any]) -> str:
-    """What a cache holds and did, in one line.  Whatever a record says: a figure that is none is left out."""
-
-    def number(name: str) -> float | None:
-        value = cache.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
-
-    held, most, entries, maxsize = number("bytes"), number("max_bytes"), number("entries"), number("maxsize")
-    parts = []
-    if held is not None:
-        about = "about " if cache.get("is_estimated") else ""
-        parts.append(f"{about}{format_size(held)}" + (f" of {format_size(most)}" if most is not None else ""))
-    if entries is not None:
-        parts.append(f"{format_count(entries)} entries" + (f" of {format_count(maxsize)}" if maxsize is not None else ""))
-    ratio, reads = number("hit_ratio"), (number("hits") or 0) + (number("misses") or 0)
-    if ratio is not None:
-        parts.append(f"{ratio * 100:.0f} % hits" + (f" of {format_count(reads)} reads" if reads else ""))
-    left = cache_removals(cache)
-    if left:
-        parts.append(f"left: {', '.join(left)}")
-    parts += cache_remarks(cache)
-    return f"{cache.get('name', '?')}  {', '.join(parts)}"
-
-
-def cache_removals(cache: Mapping[str, Any]) -> list[str]:
-    """How many entries left a cache, by cause."""
-    removals = cache.get("removals")
-    causes = removals.items() if isinstance(removals, Mapping) else ()
-    return [f"{format_count(count)} {cause}" for cause, count in causes if isinstance(count, int) and abs(count) < 2**63]
-
-
-def cache_remarks(cache: Mapping[str, Any]) -> list[str]:
-    """What is out of the ordinary about a cache."""
-    room, errors = _number(cache, "room"), _number(cache, "hook_errors")
-    remarks = [f"may use {room * 100:.0f} % of its bounds after pressure"] if room is not None and room < 1 else []
-    return [*remarks, f"{format_count(errors)} errors of hooks"] if errors else remarks
-
-
-def blame(row: Mapping[str, Any]) -> str:
-    """What a route does to memory, in one line: `POST /login leaks 8.1 KiB per request (95 %: 7.6–8.6), 93 % of the growth`."""
-    route, others = str(row.get("route", "?")), row.get("together_with")
-    is_job = route.startswith(JOB)
-    names = [route, *(str(other) for other in others)] if isinstance(others, list | tuple) and others else [route]
-    per = "job" if is_job else "request"
-    amount_of, low, high = (_number(row, f"bytes_per_request{part}") for part in ("", "_low", "_high"))
-    if amount_of is not None:
-        text = f"{format_size(amount_of)} per {per}"
-        if low is not None and high is not None:
-            first, last = (format_sizes(bound, abs(amount_of)).partition(" of ")[0] for bound in (low, high))
-            text += f" (95 %: {first}–{last})" if low >= 0 else f" (95 %: {first} to {last})"
-    else:
-        amount_of, low, high = (_number(row, f"count_per_request{part}") for part in ("", "_low", "_high"))
-        if amount_of is None:
-            return route
-        text = f"{amount_of:.2f} {title(str(row.get('channel')))} per {per}"
-        if low is not None and high is not None:
-            text += f" (95 %: {low:.2f}–{high:.2f})"
-    share = _number(row, "share")
-    if share is not None:
-        text += f", {share_of(min(1.0, max(0.0, share)))} of the growth"
-    if len(names) == 1:
-        return f"{route} leaks {text}"
-    return (
-        f"one of {', '.join(names[:4])}{' …' if len(names) > 4 else ''} leaks (they come together and cannot be told apart): {text}"
-    )
-
-
-JOB = "job:"
-"""How the name of a job begins among the routes."""
-
-
-def route_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """One route for a table: name, requests, errors, rate, the three percentiles, bytes per request.  Whatever a record says."""
-
-    def count(name: str) -> str:
-        value = _number(row, name)
-        return "" if value is None else format_count(value)
-
-    def seconds(name: str) -> str:
-        value = _number(row, name)
-        return "" if value is None else f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-    rate = _number(row, "rate_per_s")
-    growth = _number(row, "bytes_per_request")
-    counted = _number(row, "count_per_request")
-    return (
-        shown(str(row.get("route", "?"))),
-        count("requests"),
-        count("errors"),
-        "" if rate is None else f"{rate:.3g}/s",
-        seconds("p50_s"),
-        seconds("p95_s"),
-        seconds("p99_s"),
-        format_size(growth, sign=True) if growth is not None else f"{counted:+.2f}" if counted is not None else "",
-    )
-
-
-ROUTE_HEADER = ("", "done", "errors", "rate", "p50", "p95", "p99", "a request")
-
-
-def blamed_routes(routes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that are blamed, a group once."""
-    found: list[Mapping[str, Any]] = []
-    told: set[str] = set()
-    for row in routes:
-        if row.get("blamed") is True and str(row.get("route")) not in told:
-            found.append(row)
-            others = row.get("together_with")
-            told.update(map(str, others if isinstance(others, list | tuple) else ()))
-    return found
-
-
-def _number(row: Mapping[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if good and value is not None else None

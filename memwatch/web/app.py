@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from memwatch import report as reports
-from memwatch.endpoints import host_names
+from memwatch.access import host_names
 from memwatch.model import Report
 from memwatch.moments import MOMENTS
 from memwatch.record import RecordError

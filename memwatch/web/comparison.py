@@ -16,7 +16,7 @@ from memwatch.moments import MOMENTS
 from memwatch.report import parts
 from memwatch.report.compare import TITLES, Comparison, Moment, Row, between, grown_most, moved, numbers, when_taken
 from memwatch.report.layout import shown
-from memwatch.report.words import amount, title
+from memwatch.report.words import amount, resident_bytes, title
 from memwatch.units import format_duration
 from memwatch.web.pages import page
 from memwatch.web.reading import Seen
@@ -135,7 +135,7 @@ def _suggestions(seen: Sequence[Seen]) -> Iterator[str]:
     pairs = []
     for several in workers.values():
         if len(several) > 1:
-            by_level = sorted(several, key=_level)
+            by_level = sorted(several, key=lambda item: resident_bytes(item.found.report) or 0.0)
             least, most = by_level[0], by_level[-1]
             told = (
                 f"{_who(least.found.report.process)}, with the least memory, and {_who(most.found.report.process)}, with the most"
@@ -152,11 +152,6 @@ def _link(to: str, told: str) -> str:
 
 def _who(process: Process) -> str:
     return f"{process.name[:80]}[{process.pid}]"
-
-
-def _level(item: Seen) -> float:
-    rss = item.found.report.statistics.channels.get("rss")
-    return 0.0 if rss is None or rss.current is None else rss.current
 
 
 def _comparison(found: Comparison, names: tuple[str, str]) -> Iterator[str]:

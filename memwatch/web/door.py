@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 
-from memwatch.endpoints import bearer, is_token, token_of
+from memwatch.access import bearer, is_token, token_of
 
 COOKIE = "memwatch-session"
 SESSION_S = 12 * 3600.0

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from memwatch.endpoints import QUERY_MOST, is_our_host
+from memwatch.access import is_our_host
+from memwatch.endpoints import QUERY_MOST
 from memwatch.web import pages
 from memwatch.web.door import Busy, Door
 

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from memwatch.model import Report
 from memwatch.report import parts
+from memwatch.report.curve import curves
 from memwatch.report.drawing import as_script
 from memwatch.report.html import page_data
 from memwatch.report.words import status, who
@@ -180,7 +181,8 @@ def _query(**given: str) -> str:
 
 def process_content(name: str, report: Report) -> Content:
     """The parts of a process's page."""
-    made = parts.sections(report)
+    drawn = curves(report)
+    made = parts.sections(report, drawn)
     links = "".join(f'<a href="#{section}">{parts.TITLES[section]}</a>' for section in made)
     found = {
         "title": f"{status(report.verdict)}: {who(report)[:120]} · memwatch",
@@ -189,7 +191,7 @@ def process_content(name: str, report: Report) -> Content:
         "links": links,
     }
     found |= {f"section:{section}": parts.section(section, body) for section, body in made.items()}
-    return Content(found | {"data": as_script(page_data(report))})
+    return Content(found | {"data": as_script(page_data(report, drawn))})
 
 
 def _head(name: str, report: Report) -> str:

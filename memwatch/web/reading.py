@@ -62,7 +62,7 @@ class Reading:
         self.lock = threading.Lock()
         self._fleet = Fleet(directory)
         self._outlines: dict[str, Outline] = {}
-        self._reports: OrderedDict[str, tuple[fleet.Written, bool, Report]] = OrderedDict()
+        self._reports: OrderedDict[str, tuple[fleet.Written, Report]] = OrderedDict()
         self._has_looked = False
         self.is_complete = False
         """Whether the last look had the time for every outline."""
@@ -111,18 +111,17 @@ class Reading:
             path = self._path(name)
             stamp = fleet.written(path)
             known = self._reports.get(name)
-            if known is None or known[0] != stamp or known[1]:
+            if known is None or known[0] != stamp or fleet.may_have_ended(known[1].process):
                 try:
                     report = fleet.read(path, history=True).report
                 except NoSuchRecord:
                     raise NotFound(f"the record {shown(name)} has just been deleted") from None
-                # A process that ran when its record was read may have gone since, which its record cannot tell.
-                known = stamp, report.process.fate == "running", report
+                known = stamp, report
             self._reports[name] = known
             self._reports.move_to_end(name)
             while len(self._reports) > REPORTS_KEPT:
                 self._reports.popitem(last=False)
-            return known[2]
+            return known[1]
 
     def _path(self, name: str) -> Path:
         """The file of a record, by its name in the directory: what is not a name there is no path either."""

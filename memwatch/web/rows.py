@@ -15,7 +15,18 @@ from memwatch.fleet import rank
 from memwatch.model import SEVERITY_ORDER, Report
 from memwatch.report.layout import shown
 from memwatch.report.parts import chip, clipped, text
-from memwatch.report.words import amount, fate_word, memory_limit, of_limit, pace, status, what_grows
+from memwatch.report.words import (
+    amount,
+    fate_word,
+    grows,
+    memory_limit,
+    of_limit,
+    pace,
+    resident_bytes,
+    status,
+    time_left_s,
+    what_grows,
+)
 from memwatch.units import format_duration
 from memwatch.web.reading import OUTLINE_CHANNEL, Seen
 
@@ -59,11 +70,8 @@ def row(seen: Seen) -> Row:
     report = seen.found.report
     verdict, process = report.verdict, report.process
     running = process.fate == "running"
-    moving = verdict.state in ("leaking", "growing")
-    rss = report.statistics.channels.get("rss")
-    level = None if rss is None else rss.current
-    limit = memory_limit(report)
-    left = verdict.exhausted_in_s if running and moving else None
+    moving = grows(report)
+    level, limit, left = resident_bytes(report), memory_limit(report), time_left_s(report)
     state, not_critical, samples = rank(seen.found)
     keys: dict[str, float | str | None] = {
         "worst": state * 4.0 + not_critical + 1.0 / (2.0 - samples),

@@ -14,7 +14,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Input
 
 from memwatch.cli.top import near, rows
-from memwatch.cli.top.process import ProcessScreen, Static_
+from memwatch.cli.top.process import PlainText, ProcessScreen
 from memwatch.cli.top.reading import Look, Reader
 from memwatch.fleet import Found
 from memwatch.report import shown
@@ -44,7 +44,7 @@ class Help(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter", "close", "close")]
 
     def compose(self) -> ComposeResult:
-        yield Static_(HELP, id="box")
+        yield PlainText(HELP, id="box")
 
     def action_close(self) -> None:
         self.dismiss()
@@ -86,12 +86,12 @@ class FleetScreen(Screen[None]):
         self.reversed = False
 
     def compose(self) -> ComposeResult:
-        yield Static_("reading …", id="title")
+        yield PlainText("reading …", id="title")
         yield Table(cursor_type="row", cell_padding=0, id="table")
-        yield Static_(id="empty")
-        yield Static_(id="status")
+        yield PlainText(id="empty")
+        yield PlainText(id="status")
         yield Input(placeholder="a part of the name, or a pid", id="filter", compact=True, select_on_focus=False)
-        yield Static_("enter open  s sort  r reverse  / filter  ? help  q quit", id="keys")
+        yield PlainText("enter open  s sort  r reverse  / filter  ? help  q quit", id="keys")
 
     def on_mount(self) -> None:
         self.query_one("#filter").display = False
@@ -135,7 +135,7 @@ class FleetScreen(Screen[None]):
         self._rows = [self._row(item, look.curves.get(item.path, ())) for item in found]
         self._draw_title(look)
         self._draw_status(look)
-        table, empty = self.query_one(Table), self.query_one("#empty", Static_)
+        table, empty = self.query_one(Table), self.query_one("#empty", PlainText)
         table.display, empty.display = bool(self._rows), not self._rows
         if self._rows and self.focused is None:
             table.focus()  # what is hidden loses the keys
@@ -227,7 +227,7 @@ class FleetScreen(Screen[None]):
         if space >= 2:
             text.append(" " * space + now, style="not bold dim")
         text.truncate(width, overflow="ellipsis")
-        self.query_one("#title", Static_).update(text)
+        self.query_one("#title", PlainText).update(text)
 
     def _draw_status(self, look: Look) -> None:
         parts = []
@@ -238,7 +238,7 @@ class FleetScreen(Screen[None]):
         parts.append(f"sorted {rows.SORTS[self.sort][0]}" + (", reversed" if self.reversed else ""))
         if self._wanted:
             parts.append(f"only {self._wanted!r} ({len(self._rows)} of {len(look.found)})")
-        self.query_one("#status", Static_).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
+        self.query_one("#status", PlainText).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
 
     # -- keys -------------------------------------------------------------------------------------------------------------------
 

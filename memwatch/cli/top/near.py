@@ -18,7 +18,7 @@ from memwatch.report.curve import Curve, Series, memory_curve, resource_curve
 from memwatch.report.happenings import happened
 from memwatch.report.layout import cells, padded, wrapped
 from memwatch.report.palette import STATE_TERMINAL, STROKE_TERMINAL
-from memwatch.report.text import facts, parts
+from memwatch.report.text import facts, sections
 from memwatch.report.words import STATE_WORDS, fate_word, is_bytes, moment, status
 from memwatch.units import format_count, format_duration, format_size
 
@@ -178,13 +178,13 @@ def page(name: str, report: Report, width: int) -> Text:
         case "Evidence":
             lines = _evidence(report, width)
         case "Caches":
-            lines = parts(report, width)["caches"] or wrapped(
+            lines = sections(report, width)["caches"] or wrapped(
                 "no caches: caches made with memwatch.caches in this process would stand here", width, first="  "
             )
         case "Events":
             lines = list(_events(report, width))
         case "Channels":
-            lines = parts(report, width)["channels"] or ["  nothing was read yet"]
+            lines = sections(report, width)["channels"] or ["  nothing was read yet"]
         case _:
             lines = list(_process(report, width))
     if len(lines) > LINES_MOST:
@@ -201,7 +201,7 @@ def _evidence(report: Report, width: int) -> list[str]:
     reason = shown(report.verdict.reason)
     if reason and reason not in headline(report):
         lines += [*wrapped(_clipped(reason, FACT_MOST), width, first="  "), ""]
-    found = parts(report, width)["evidence"]
+    found = sections(report, width)["evidence"]
     if found:
         return lines + found
     why = "e lets the process look at itself now" if report.process.fate == "running" else "and the process has ended"

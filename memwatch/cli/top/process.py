@@ -57,7 +57,7 @@ def asked(pid: int, what: str) -> tuple[bool, str]:
         return True, "it has collected, and does not say what that freed"
 
 
-class Static_(Static):
+class PlainText(Static):
     """Text as it is: what a record says is never markup."""
 
     def __init__(self, text: str = "", *, id: str | None = None, classes: str | None = None) -> None:
@@ -75,7 +75,7 @@ class Static_(Static):
         self.say("\n".join(lines))
 
 
-class Page(Static_):
+class Page(PlainText):
     """The name of a page; a click opens it."""
 
     def __init__(self, number: int, name: str) -> None:
@@ -101,7 +101,7 @@ class Confirm(ModalScreen[bool]):
         self.question = question
 
     def compose(self) -> ComposeResult:
-        yield Static_(f"{self.question}\n\ny  yes      n  no", id="box")
+        yield PlainText(f"{self.question}\n\ny  yes      n  no", id="box")
 
     def action_answer(self, yes: bool) -> None:
         self.dismiss(yes)
@@ -138,7 +138,7 @@ class ProcessScreen(Screen[None]):
         super().__init__()
         self._reader = OneReader(path)
         self._every_s = every_s
-        self._reading = False
+        self._reading = self._at_once = False
         self._asking = ""
         self._error = ""
         self._said = ""
@@ -147,15 +147,15 @@ class ProcessScreen(Screen[None]):
         self.page = near.PAGES[0]
 
     def compose(self) -> ComposeResult:
-        yield Static_("reading …", id="headline")
-        yield Static_(id="curve")
+        yield PlainText("reading …", id="headline")
+        yield PlainText(id="curve")
         with Horizontal(id="pages"):
             for number, name in enumerate(near.PAGES, 1):
                 yield Page(number, name)
         with VerticalScroll(id="body"):
-            yield Static_(id="text")
-        yield Static_(id="status")
-        yield Static_("esc back  e evidence  g collect  c curve  1-5 page  ↑↓ scroll  ? help  q quit", id="keys")
+            yield PlainText(id="text")
+        yield PlainText(id="status")
+        yield PlainText("esc back  e evidence  g collect  c curve  1-5 page  ↑↓ scroll  ? help  q quit", id="keys")
 
     def on_mount(self) -> None:
         self.query_one("#body").focus()
@@ -174,7 +174,8 @@ class ProcessScreen(Screen[None]):
 
     def _read(self) -> None:
         try:
-            message = self.Read(self._reader.look(), "")
+            at_once, self._at_once = self._at_once, False
+            message = self.Read(self._reader.look(at_once=at_once), "")
         except RecordError as error:
             message = self.Read(None, str(error))
         self.post_message(message)
@@ -187,7 +188,7 @@ class ProcessScreen(Screen[None]):
             if is_new:
                 self._draw()
         elif self._found is None:
-            self.query_one("#headline", Static_).say("there is nothing to show")
+            self.query_one("#headline", PlainText).say("there is nothing to show")
         self._draw_status()
 
     def on_resize(self, event: events.Resize) -> None:
@@ -206,15 +207,15 @@ class ProcessScreen(Screen[None]):
             self._resources = near.grows_in_count(report)
         width = self.app.size.width
         height = min(CURVE_MOST, max(CURVE_LEAST, 3 + (self.app.size.height - OTHER_ROWS - 3) // 2))
-        self.query_one("#headline", Static_).update(near.headline_text(report, width - 2))
+        self.query_one("#headline", PlainText).update(near.headline_text(report, width - 2))
         curve = near.curve_text(report, width - 2, height, resources=bool(self._resources))
-        self.query_one("#curve", Static_).update(curve)
+        self.query_one("#curve", PlainText).update(curve)
         self._draw_page()
 
     def _draw_page(self) -> None:
         if self._found is not None:
             width = self.app.size.width - 3  # the margins, and the scroll bar
-            self.query_one("#text", Static_).update(near.page(self.page, self._found.report, width))
+            self.query_one("#text", PlainText).update(near.page(self.page, self._found.report, width))
 
     def _mark_page(self) -> None:
         for page in self.query(Page):
@@ -224,7 +225,7 @@ class ProcessScreen(Screen[None]):
         parts = [shown(self._error)] if self._error else []
         if self._said:
             parts.append(self._said)
-        self.query_one("#status", Static_).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
+        self.query_one("#status", PlainText).say_wrapped("  ·  ".join(parts), self.app.size.width - 2)
 
     def say(self, text: str) -> None:
         """Show one line of chatter."""
@@ -301,4 +302,5 @@ class ProcessScreen(Screen[None]):
     def on_process_screen_answered(self, message: Answered) -> None:
         self._asking = ""
         self.say(message.text if message.done else f"not done: {message.text}")
+        self._at_once = True
         self.look()

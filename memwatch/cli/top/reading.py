@@ -20,6 +20,8 @@ CURVE_EVERY_S = 10.0
 """A block of such a curve stands for a minute or more, soon: reading it again earlier shows nothing new."""
 CURVE_SHARE = 0.02
 """Reading the curve of one record takes at most this part of the time: a large record is read more rarely."""
+ONE_SHARE = 0.05
+"""Reading the record on view, with its curve, takes at most this part of the time."""
 LOOK_MOST_S = 0.25
 """Curves are read until so much time has gone; the others come at the next look."""
 
@@ -100,15 +102,23 @@ class OneReader:
     path: Path
     _stamp: Written = field(default=(), init=False)
     _found: Found | None = field(default=None, init=False)
+    _due_s: float = field(default=0.0, init=False)
+    """Monotonic time before which it is not read again only because it was written to."""
 
-    def look(self) -> Found:
+    def look(self, *, at_once: bool = False) -> Found:
         """The record as it is; read again only where it was written to, or its process may have gone.
+
+        Args:
+            at_once: there is something new that somebody waits for.
 
         Raises:
             RecordError: it cannot be read.
         """
-        stamp = written(self.path)
-        if self._found is None or stamp != self._stamp or may_have_ended(self._found.report.process):
+        stamp, now_s = written(self.path), time.monotonic()
+        is_news = stamp != self._stamp and (at_once or now_s >= self._due_s)
+        if self._found is None or is_news or may_have_ended(self._found.report.process):
             self._found = read(self.path, history=True)
             self._stamp = stamp
+            took_s = time.monotonic() - now_s
+            self._due_s = time.monotonic() + took_s / ONE_SHARE
         return self._found

@@ -13,10 +13,21 @@ from pathlib import Path
 
 from memwatch.cli.top.draw import spark
 from memwatch.fleet import Found, worst_first
-from memwatch.model import Report
 from memwatch.report import shown
 from memwatch.report.layout import cells
-from memwatch.report.words import as_of, fate_word, is_bytes, memory_limit, of_limit, pace, status, what_grows
+from memwatch.report.words import (
+    as_of,
+    fate_word,
+    grows,
+    is_bytes,
+    memory_limit,
+    of_limit,
+    pace,
+    resident_bytes,
+    status,
+    time_left_s,
+    what_grows,
+)
 from memwatch.units import format_duration
 
 SPARK_LEAST, SPARK_MOST = 6, 30
@@ -62,32 +73,19 @@ RIGHT = ("rate", "rss", "left")
 def row(found: Found, curve: tuple[float, ...]) -> Row:
     """What is told of one process."""
     report, verdict = found.report, found.report.verdict
-    rss = _rss(report)
-    left_s, is_running = _left_s(report), report.process.fate == "running"
+    rss = resident_bytes(report)
+    left_s, is_running = time_left_s(report), report.process.fate == "running"
     texts = {
         "state": status(verdict),
         "process": f"{shown(report.process.name[:200])}[{report.process.pid}]",
-        "kind": what_grows(verdict) if _moves(report) else "",
-        "rate": pace(verdict.channel, verdict.rate) if _moves(report) else "",
+        "kind": what_grows(verdict) if grows(report) else "",
+        "rate": pace(verdict.channel, verdict.rate) if grows(report) else "",
         "rss": "" if rss is None else of_limit(rss, memory_limit(report)),
         # What is left of a process that has ended is how it ended, and that must be told without colour, too.
         "left": format_duration(left_s) if left_s is not None else "" if is_running else fate_word(report.process),
         "watched": format_duration(report.statistics.uptime_s) if as_of(report) is not None else "no sample",
     }
     return Row(found.path, found, texts, curve)
-
-
-def _moves(report: Report) -> bool:
-    return report.verdict.state in ("leaking", "growing")
-
-
-def _rss(report: Report) -> float | None:
-    summary = report.statistics.channels.get("rss")
-    return None if summary is None else summary.current
-
-
-def _left_s(report: Report) -> float | None:
-    return report.verdict.exhausted_in_s if report.process.fate == "running" and _moves(report) else None
 
 
 def columns(rows: Sequence[Row], width: int) -> list[Column]:
@@ -149,7 +147,7 @@ def _number(value: float | None) -> float:
 
 def _rate(item: Found) -> tuple[bool, float]:
     verdict = item.report.verdict
-    moving = _moves(item.report)
+    moving = grows(item.report)
     return moving and is_bytes(verdict.channel), _number(verdict.rate) if moving else -math.inf
 
 
@@ -157,7 +155,7 @@ SORTS: Mapping[str, tuple[str, Callable[[Iterable[Found]], list[Found]]]] = {
     "state": ("worst first", worst_first),
     "process": ("by name", lambda found: sorted(found, key=lambda item: (item.report.process.name, item.report.process.pid))),
     "rate": ("fastest growth first", lambda found: sorted(found, key=_rate, reverse=True)),
-    "rss": ("largest first", lambda found: sorted(found, key=lambda item: _number(_rss(item.report)), reverse=True)),
+    "rss": ("largest first", lambda found: sorted(found, key=lambda item: _number(resident_bytes(item.report)), reverse=True)),
     "left": ("least time left first", lambda found: sorted(found, key=lambda item: -_number(_soon(item)))),
     "watched": ("longest watched first", lambda found: sorted(found, key=lambda item: -item.report.statistics.uptime_s)),
 }
@@ -165,7 +163,7 @@ SORTS: Mapping[str, tuple[str, Callable[[Iterable[Found]], list[Found]]]] = {
 
 
 def _soon(item: Found) -> float | None:
-    left_s = _left_s(item.report)
+    left_s = time_left_s(item.report)
     return None if left_s is None else -left_s
 
 
