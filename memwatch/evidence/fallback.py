@@ -97,7 +97,12 @@ def _stack(frame: types.FrameType | None, most: int = 12) -> tuple[names.Frame, 
 
 
 def native_suspects(rows: Sequence[tuple[tuple[names.Frame, ...], float]], measured: float) -> tuple[Suspect, ...]:
-    """Stacks charged with native growth, as suspects by site, the largest first."""
+    """Stacks charged with native growth, as suspects by site, the largest first.
+
+    Args:
+        measured: bytes by which native memory has grown.  A buffer that was taken and given back is charged to the line that took it
+            and credited to whichever line ran when that was noticed: together the lines are never told more than has grown.
+    """
     sites: dict[str, tuple[float, float, tuple[str, ...]]] = {}
     for frames, size in rows:
         place = next((i for i, frame in enumerate(frames) if not names.is_standard(frame[0])), 0)
@@ -111,12 +116,14 @@ def native_suspects(rows: Sequence[tuple[tuple[names.Frame, ...], float]], measu
                 tuple(names.site(frame) for frame in frames[place + 1 : place + 9] if not names.is_ours(frame[0])),
             )
         sites[label] = total + size, heaviest, trail
-    whole = max(measured, sum(total for total, _, _ in sites.values() if total > 0), 1.0)
+    charged = sum(total for total, _, _ in sites.values() if total > 0)
+    whole = max(measured, charged, 1.0)
+    stayed = min(1.0, max(measured, 0.0) / charged) if charged > 0 else 0.0
     ranked = sorted(sites.items(), key=lambda item: -item[1][0])[:TOP]
     return tuple(
-        Suspect(label, round(total), None, round(total / whole, 4), trail)
+        Suspect(label, round(total * stayed), None, round(total / whole, 4), trail)
         for label, (total, _, trail) in ranked
-        if total > 0.01 * whole
+        if stayed > 0 and total > 0.01 * whole
     )
 
 
