@@ -7,8 +7,8 @@ from memwatch.evidence.fallback import native_suspects
 MIB = 2**20
 
 
-def frames(line: int) -> tuple[tuple[str, int, str], ...]:
-    return ((f"/srv/app/views{line}.py", line, "handle"), ("/srv/app/main.py", 3, "main"))
+def frames(line: int) -> tuple[tuple[str, str, int], ...]:
+    return ((f"/srv/app/views{line}.py", "handle", line), ("/srv/app/main.py", "main", 3))
 
 
 def test_a_buffer_that_comes_and_goes_is_not_told_as_growth_that_is_many_times_what_there_was() -> None:

@@ -100,7 +100,7 @@ def native_suspects(rows: Sequence[tuple[tuple[names.Frame, ...], float]], measu
     """Stacks charged with native growth, as suspects by site, the largest first.
 
     Args:
-        measured: bytes by which native memory has grown.  A buffer that was taken and given back is charged to the line that took it
+        measured: bytes by which native memory has grown.  A buffer that came and went is charged to the line that took it,
             and credited to whichever line ran when that was noticed: together the lines are never told more than has grown.
     """
     sites: dict[str, tuple[float, float, tuple[str, ...]]] = {}
