@@ -129,7 +129,7 @@ def resource_curve(report: Report) -> Curve | None:
 def curves(report: Report) -> dict[str, Curve]:
     """What a page draws: `memory` and `resources`, where there is enough to draw a line.
 
-    Cost: some 20 ms for a day of readings every 10 s: draw them once, and hand them on.
+    Cost: about a quarter of writing a page (bench/page.py): make them once, and hand them on.
     """
     found = {"memory": memory_curve(report), "resources": resource_curve(report)}
     return {name: curve for name, curve in found.items() if curve is not None}

@@ -74,7 +74,7 @@ def page_data(report: Report, drawn: Mapping[str, Curve]) -> dict[str, Any]:
 def render_html(report: Report) -> str:
     """The report as one page.
 
-    Cost: about 0.1 s for a day of readings every 10 s (bench/page.py).
+    Cost: about 0.3 s for a day of readings every 10 s (bench/page.py).
     """
     drawn = curves(report)
     made = parts.sections(report, drawn)
