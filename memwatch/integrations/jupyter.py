@@ -53,6 +53,8 @@ def measure(shell: Any, line: str, cell: str) -> None:
         if len(words) != 2 or words[0] != "--growth":
             raise SettingError(f"%%memwatch: {line.strip()!r} is not accepted.  Give nothing, or --growth SIZE.")
         most = units.parse_size(words[1])
+    # The first cell within a cell imports and caches what IPython needs for it: not what this cell keeps.
+    shell.run_cell("pass", silent=True, store_history=False)
     with limit(measure_peak=True) as measured:
         result = shell.run_cell(cell, silent=False, store_history=False)
     if not result.success:
