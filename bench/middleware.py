@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What everything switched on costs a service per request: watcher, middleware and, if installed, Prometheus, against bare.
 
-    bench/middleware.py [--seconds 3] [--pairs 9] [--connections 16] [--only starlette|flask] [--cost]
+    bench/middleware.py [--seconds 0.1] [--repeats 10] [--pairs 25] [--connections 16] [--only starlette|flask] [--control] [--cost]
 
-A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on, in
-processes of their own; stretches of load take turns (A B A B …), and the table shows the median of each and the median of the
-ratios of every B to the mean of its two neighbours.  With *--cost*: microseconds of CPU of the ledger and of the middlewares alone,
+A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on.  One
+process is up to a tenth faster than the next for no other reason than where its memory lies: so every pair is a new pair of
+processes, whose stretches of load take turns (A B B A, then B A A B), and the table shows medians over the pairs with their 95 %
+intervals.  The ratio of CPU is bare ÷ watched, as that of throughput is watched ÷ bare.  With *--control*: bare against bare.  With *--cost*: microseconds of CPU of the ledger and of the middlewares alone,
 without a server.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import os
 import statistics
 import subprocess
 import sys
@@ -37,8 +40,15 @@ async def order(request):
 app = Starlette(routes=[Route("/orders/{number:int}", order)])
 if sys.argv[1] == "on":
     ON
-    from memwatch.integrations.asgi import MemwatchMiddleware
-    app.add_middleware(MemwatchMiddleware)
+    if PART == "empty":
+        class Middleware:
+            def __init__(self, app):
+                self.app = app
+            async def __call__(self, scope, receive, send):
+                await self.app(scope, receive, send)
+    else:
+        from memwatch.integrations.asgi import MemwatchMiddleware as Middleware
+    app.add_middleware(Middleware)
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.bind(("127.0.0.1", 0))
 listener.listen()
@@ -56,41 +66,59 @@ def order(number):
     return jsonify({"order": found, "total": sum(item["price"] for item in found["items"])})
 if os.environ["ON"] == "on":
     ON
-    from memwatch.integrations.wsgi import init_app
-    init_app(app)
+    if PART == "empty":
+        class Middleware:
+            def __init__(self, app):
+                self.app = app
+            def __call__(self, environ, start_response):
+                return self.app(environ, start_response)
+        app.wsgi_app = Middleware(app.wsgi_app)
+    else:
+        from memwatch.integrations.wsgi import init_app
+        init_app(app)
 """
 ON = """import memwatch, importlib.util
     sinks = ["prometheus"] if importlib.util.find_spec("prometheus_client") and importlib.util.find_spec("memwatch.sinks") else None
     memwatch.start(sinks=sinks)"""
 
-PARTS = {"all": ON, "middleware": "pass", "unsampled": ON.replace("start(", "start(evidence='off', ")}
+PARTS = {"all": ON, "middleware": "pass", "empty": "pass", "unsampled": ON.replace("start(", "start(evidence='off', ")}
+
+
+def written(service: str, part: str) -> str:
+    """The service's source with that part switched on."""
+    return f"PART = {part!r}\n" + service.replace("    ON\n", f"    {PARTS[part]}\n", 1)
 
 
 class Service:
     """One server in a process of its own."""
 
-    def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str) -> None:
-        environment = {"PATH": "/usr/bin:/bin", "ON": "on" if on else "off", "MEMWATCH_DIR": str(folder / "records")}
+    def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str, seed: int) -> None:
+        environment = {"PYTHONHASHSEED": str(seed), "PATH": "/usr/bin:/bin", "ON": "on" if on else "off", "MEMWATCH_DIR": str(folder / "records")}
         if kind == "starlette":
-            command = [sys.executable, "-c", STARLETTE.replace("    ON\n", f"    {PARTS[part]}\n", 1), environment["ON"]]
+            command = [sys.executable, "-c", written(STARLETTE, part), environment["ON"]]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             assert self.process.stdout is not None
             port = int(self.process.stdout.readline())
         else:
-            (folder / "app.py").write_text(FLASK.replace("    ON\n", f"    {PARTS[part]}\n", 1))
+            (folder / "app.py").write_text(written(FLASK, part))
             command = [sys.executable, "-m", "gunicorn", "app:app", "--chdir", str(folder), "--bind", "127.0.0.1:0"]
             command += ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "30", "--no-control-socket"]
             self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
             assert self.process.stderr is not None
             port = next(int(line.split("127.0.0.1:")[1].split()[0]) for line in self.process.stderr if "Listening at" in line)
+        for one in (psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)):
+            for thread in one.threads():
+                os.sched_setaffinity(thread.id, {0})
         self.connections = Connections(port, connections)
         self.requests, self.used_s = 0, 0.0
 
     def cpu_s(self) -> float:
-        """CPU used by the server's processes."""
+        """CPU used by the server's processes, to the nanosecond."""
         process = psutil.Process(self.process.pid)
-        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-        return sum(one.user + one.system for one in times)
+        used_ns = 0
+        for one in (process, *process.children(recursive=True)):
+            used_ns += sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{one.pid}/task").glob("*/schedstat"))
+        return used_ns / 1e9
 
     def stretch(self, seconds: float) -> float:
         """Requests per second; adds to `requests` and `used_s`."""
@@ -110,35 +138,51 @@ class Service:
         self.process.wait()
 
 
-def compare(kind: str, options: argparse.Namespace) -> None:
+def once(kind: str, options: argparse.Namespace, turn: int) -> tuple[float, float, float, float]:
+    """One pair of new processes: requests per second bare and with everything on, and CPU per request in microseconds of both."""
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / word for word in ("bare", "on")]
         for folder in folders:
             folder.mkdir()
         connections = min(options.connections, 4) if kind == "flask" else options.connections
-        bare, watched = (
-            Service(kind, on, folder, connections, options.part) for on, folder in zip((False, True), folders, strict=True)
-        )
+        pair = [
+            Service(kind, on, folder, connections, options.part, turn)
+            for on, folder in zip((False, not options.control), folders, strict=True)
+        ]
+        rates: tuple[list[float], list[float]] = ([], [])
         try:
-            for service in (bare, watched):
-                service.stretch(min(1.0, options.seconds))
+            for service in pair:
+                service.stretch(0.5)
                 service.requests, service.used_s = 0, 0.0
-            a, b = [bare.stretch(options.seconds)], []
-            for _ in range(options.pairs):
-                b.append(watched.stretch(options.seconds))
-                a.append(bare.stretch(options.seconds))
+            # A B B A, or B A A B: whatever drifts in a line cancels out.
+            for which in ((0, 1, 1, 0), (1, 0, 0, 1))[turn % 2] * options.repeats:
+                rates[which].append(pair[which].stretch(options.seconds))
         finally:
-            bare.end()
-            watched.end()
-    ratios = sorted(2 * on / (before + after) for before, on, after in zip(a, b, a[1:], strict=False))
-    middle = statistics.median(ratios)
-    spread = f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    cpu = [service.used_s / service.requests * 1e6 for service in (bare, watched)]
-    print(
-        f"{kind:10} {statistics.median(a):10.0f}/s {statistics.median(b):10.0f}/s {middle:8.3f} {spread}"
-        f"   CPU per request {cpu[0]:.0f} and {cpu[1]:.0f} µs: {cpu[0] / cpu[1]:.3f}",
-        flush=True,
-    )
+            for service in pair:
+                service.end()
+    bare, on = (service.used_s / service.requests * 1e6 for service in pair)
+    ratios = [on / bare for bare, on in zip(rates[0], rates[1], strict=True)]
+    return statistics.median(rates[0]), statistics.median(rates[0]) * statistics.median(ratios), bare, on
+
+
+def middle(values: list[float]) -> tuple[float, float, float]:
+    """The median, and the 95 % interval for it from the order of the values (no distribution assumed)."""
+    ranked, count = sorted(values), len(values)
+    below, chance = 0, 0.5**count
+    while chance <= 0.025 and below < count // 2:
+        below += 1
+        chance += math.comb(count, below) * 0.5**count
+    low = max(0, below - 1)
+    return statistics.median(ranked), ranked[low], ranked[count - 1 - low]
+
+
+def compare(kind: str, options: argparse.Namespace) -> None:
+    rounds = [once(kind, options, turn) for turn in range(options.pairs)]
+    rate = [on / bare for bare, on, _, _ in rounds]
+    cpu = [bare / on for _, _, bare, on in rounds]
+    columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    said = ["{:.3f} ({:.3f} to {:.3f})".format(*middle(ratios)) for ratios in (rate, cpu)]
+    print(f"{kind:10} {columns[0]:8.0f}/s {columns[1]:8.0f}/s  {said[0]}  {columns[2]:6.0f} µs {columns[3]:6.0f} µs  {said[1]}", flush=True)
 
 
 def cost() -> None:
@@ -199,18 +243,21 @@ def cost() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each stretch")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.1, help="of each stretch")
+    parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=10, help="of the four stretches of a pair")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", choices=("starlette", "flask"))
-    parser.add_argument("--part", choices=PARTS, default="all", help="all, the middleware alone, or all but the allocation sampler")
+    parser.add_argument("--part", choices=PARTS, default="all", help="all, all but the allocation sampler, the middleware alone, or one that does nothing in its place")
+    parser.add_argument("--control", action="store_true", help="bare against bare: what the bench itself is worth")
     parser.add_argument("--cost", action="store_true")
     options = parser.parse_args()
+    os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
     if options.cost:
         cost()
         return
-    print(f"{options.pairs} pairs of stretches of {options.seconds:g} s, interleaved")
-    print(f"{'service':10} {'bare':>12} {'everything on':>12} {'ratio':>6}")
+    print(f"{options.pairs} pairs of processes, {4 * options.repeats} stretches of {options.seconds:g} s each")
+    print(f"{'service':10} {'bare':>10} {'on':>10}  {'throughput':24} {'CPU':>9} {'on':>9}  CPU")
     for kind in (options.only,) if options.only else ("starlette", "flask"):
         compare(kind, options)
 

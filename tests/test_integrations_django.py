@@ -7,7 +7,7 @@ import pytest
 from serving import GUNICORN, GUNICORN_LISTENS, UVICORN, UVICORN_LISTENS, Server, serving
 
 APP = """
-import asyncio
+import asyncio, os, socket
 from django.conf import settings
 settings.configure(
     SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
@@ -15,7 +15,7 @@ settings.configure(
 )
 import django
 django.setup()
-from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
 from memwatch import routes
 def user(request, pk): return HttpResponse(str(pk))
@@ -34,6 +34,11 @@ def half(request):
         yield b"first"
         raise RuntimeError("in the middle")
     return StreamingHttpResponse(chunks())
+sent = []
+inner = socket.socket.sendfile
+socket.socket.sendfile = lambda *arguments, **named: sent.append(1) or inner(*arguments, **named)
+def file(request): return FileResponse(open(os.path.abspath(__file__), "rb"))
+def how_many_were_sent(request): return HttpResponse(str(len(sent)))
 def ledger(request):
     book = routes.ledger()
     rows = [row._asdict() for row in book.figures(book.names())]
@@ -42,6 +47,7 @@ urlpatterns = [
     path("", user, {"pk": 0}), path("users/<int:pk>/", user), path("later/<int:pk>/", later), path("broken", broken),
     path("shop/", include([path("<slug:pk>", user)])), path("stream", stream), path("stream-later", stream_later),
     path("half", half), path("ledger", ledger),
+    path("file", file), path("sent", how_many_were_sent),
 ]
 """
 WSGI = APP + "from django.core.wsgi import get_wsgi_application\napp = get_wsgi_application()\n"
@@ -95,3 +101,16 @@ def test_a_stream_that_breaks_off_is_an_error(django: Server) -> None:
     with pytest.raises(Exception, match="IncompleteRead"):
         django.get("/half")
     assert django.figures()["GET half"]["errors"] == 1
+
+
+def test_a_file_is_counted_once_and_gunicorn_still_hands_it_to_the_kernel(
+    django: Server, request: pytest.FixtureRequest
+) -> None:
+    status, body = django.get("/file")
+    assert status == 200
+    assert body.startswith(APP.encode())
+    by_the_kernel = b"1" if request.node.callspec.params["django"] == "gunicorn" else b"0"  # ASGI servers are given chunks
+    assert django.get("/sent") == (200, by_the_kernel)
+    figures = django.figures()
+    assert figures["GET file"]["requests"] == 1
+    assert figures["under way"]["requests"] == 1  # the one that asks

@@ -13,7 +13,8 @@ from memwatch import routes
 from memwatch.integrations.wsgi import MemwatchMiddleware, init_app
 
 FLASK = """
-from flask import Blueprint, Flask, Response, jsonify
+import os, socket
+from flask import Blueprint, Flask, Response, jsonify, send_file
 from memwatch import routes
 from memwatch.integrations.wsgi import init_app
 app = Flask(__name__)
@@ -32,6 +33,13 @@ def half():
     return Response(chunks())
 @app.route("/stream")
 def stream(): return Response(iter([b"a", b"b"]))
+sent = []
+inner = socket.socket.sendfile
+socket.socket.sendfile = lambda *arguments, **named: sent.append(1) or inner(*arguments, **named)
+@app.route("/file")
+def file(): return send_file(os.path.abspath(__file__))
+@app.route("/sent")
+def how_many_were_sent(): return str(len(sent))
 @app.route("/ledger")
 def ledger():
     book = routes.ledger()
@@ -103,6 +111,14 @@ def environ(path: str = "/", **more: Any) -> dict[str, Any]:
 
 def start_response(*_: Any) -> Any:
     return None
+
+
+def test_a_file_is_still_handed_to_the_kernel_by_the_server_and_counted_once(flask: Server) -> None:
+    status, body = flask.get("/file")
+    assert (status, body) == (200, FLASK.encode())
+    assert flask.get("/sent") == (200, b"1")
+    assert flask.figures()["GET /file"]["requests"] == 1
+    assert flask.figures()["GET /ledger"]["in_flight"] == 1
 
 
 class Closing:

@@ -55,17 +55,28 @@ class MemwatchMiddleware:
                 status = message.get("status", 0)
             return send(message)
 
-        ledger = self._ledger
         root = scope.get("root_path", "")
-        number = ledger.begin(self._named, scope, root, 0)
+        number = self._ledger.begin(self._named, scope, root, 0)
+        failed = False
         try:
             await self.app(scope, receive, watched_send)
+            # Some servers take any status; what is no number must not raise here, when all is sent.
+            failed = isinstance(status, int) and status >= 500
         except BaseException as error:
             failed = not isinstance(error, CancelledError | GeneratorExit)
-            ledger.end(number, self._named(scope, root, status), failed)
             raise
-        # Some servers take any status; what is no number must not raise here, when all is sent.
-        ledger.end(number, self._named(scope, root, status), isinstance(status, int) and status >= 500)
+        finally:
+            verb = template = None
+            try:
+                if self._route is None and scope.get("root_path", "") == root:
+                    # What most requests are: the name is put together later, when the ledger writes.
+                    verb, template = scope["method"], scope["route"].path
+            except Exception:
+                template = None
+            if type(template) is str:
+                self._ledger.end(number, template, failed, verb)
+            else:
+                self._ledger.end(number, self._named(scope, root, status), failed)
 
     def _named(self, scope: Scope, root: str, status: int) -> str:
         try:

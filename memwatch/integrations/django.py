@@ -67,6 +67,10 @@ class MemwatchMiddleware:
             self._ledger.end(number, route, failed=failed)
             return response
         end = _Once(lambda broken: self._ledger.end(number, route, failed=failed or broken))
+        if getattr(response, "file_to_stream", None) is not None:
+            # Other content would take from the server the file that it may hand to the kernel.
+            response.close = _closing(response.close, end)
+            return response
         chunks = response.streaming_content
         # Setting the content keeps what Django closes with the answer: the chunks' own close is among it.
         response.streaming_content = _streamed_async(chunks, end) if response.is_async else _streamed(chunks, end)
@@ -88,6 +92,16 @@ class _Once:
 
     def __del__(self) -> None:
         self(False)
+
+
+def _closing(close: Callable[[], None], end: _Once) -> Callable[[], None]:
+    def closed() -> None:
+        try:
+            close()
+        finally:
+            end(False)
+
+    return closed
 
 
 def _streamed(chunks: Iterator[bytes], end: _Once) -> Iterator[bytes]:

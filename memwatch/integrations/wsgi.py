@@ -40,28 +40,20 @@ class MemwatchMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The WSGI interface."""
-        status, route = "0", ""
-
-        def watched_start(line: str, *arguments: Any) -> Any:
-            nonlocal status, route
-            # Now, not at the end: Flask takes its request out of the environ when the view has answered.
-            if isinstance(line, str):  # else the server's to refuse
-                status, route = line, self._named(environ, line[:3])
-            return start_response(line, *arguments)
-
-        def over(failed: bool) -> None:
-            self._ledger.end(number, route or self._named(environ, ""), failed or status[:1] == "5")
-
-        number = self._ledger.begin(self._named, environ, "")
+        call = _Call(self, environ, start_response)
         try:
-            answer = self.application(environ, watched_start)
+            answer = self.application(environ, call.start)
         except BaseException:
-            over(True)
+            call.end(True)
             raise
         if type(answer) in (list, tuple):
-            over(False)
+            call.end(False)
             return answer
-        return _Answer(answer, over)
+        wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(wrapper, type) and isinstance(answer, wrapper):
+            return call.follow(answer)
+        call.answer = answer
+        return call
 
     def _named(self, environ: Environ, code: str) -> str:
         try:
@@ -76,17 +68,60 @@ class MemwatchMiddleware:
             return UNMATCHED  # an environ that no specification knows
 
 
-class _Answer:
-    """An answer under way; it is over when it is closed, and in any case when it is thrown away."""
+class _Call:
+    """A request under way, and its answer; it is over when that is closed, and in any case when it is thrown away."""
 
-    __slots__ = ("_answer", "_chunks", "_failed", "_over", "_wants_close")
+    __slots__ = ("_chunks", "_environ", "_middleware", "_number", "_over", "_route", "_start", "_status", "_verb", "answer")
 
-    def __init__(self, answer: Iterable[bytes], over: Callable[[bool], None]) -> None:
-        self._answer = answer
+    def __init__(self, middleware: MemwatchMiddleware, environ: Environ, start: StartResponse) -> None:
+        self._middleware, self._environ, self._start = middleware, environ, start
+        self._status, self._over = "", False
+        self._route: str | None = None
+        self._verb: str | None = None
         self._chunks: Iterator[bytes] | None = None
-        self._over: Callable[[bool], None] | None = over
-        self._failed = False
-        self._wants_close = True
+        self.answer: Iterable[bytes] | None = None
+        self._number = middleware._ledger.begin(middleware._named, environ, "")
+
+    def start(self, line: str, *arguments: Any) -> Any:
+        """The `start_response` that the application is given."""
+        # The route now, not at the end: Flask takes its request out of the environ when the view has answered.
+        if isinstance(line, str):  # else the server's to refuse
+            self._status = line
+            self._route = None
+            if self._middleware._route is None:
+                try:
+                    # What most requests are: the name is put together later, when the ledger writes.
+                    self._route = self._environ["werkzeug.request"].url_rule.rule
+                    self._verb = self._environ["REQUEST_METHOD"]
+                except Exception:
+                    self._route = None
+            if type(self._route) is not str:
+                self._route, self._verb = self._middleware._named(self._environ, line[:3]), None
+        return self._start(line, *arguments)
+
+    def end(self, failed: bool) -> None:
+        """It is over; a second time does nothing."""
+        if not self._over:
+            self._over = True
+            route = self._middleware._named(self._environ, "") if self._route is None else self._route
+            self._middleware._ledger.end(self._number, route, failed or self._status[:1] == "5", self._verb)
+
+    def follow(self, file: Any) -> Any:
+        """A file that the server may hand to the kernel, if it is given its own wrapper and no other."""
+        close = getattr(file, "close", None)
+
+        def closed() -> None:
+            try:
+                if close is not None:
+                    close()
+            finally:
+                self.end(False)
+
+        try:
+            file.close = closed
+        except (AttributeError, TypeError):  # a server's in C: nobody says when it is sent
+            self.end(False)
+        return file
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -94,34 +129,31 @@ class _Answer:
     def __next__(self) -> bytes:
         chunks = self._chunks
         if chunks is None:
-            chunks = self._chunks = iter(self._answer)
+            chunks = self._chunks = iter(() if self.answer is None else self.answer)
         try:
             return next(chunks)
         except StopIteration:
             raise
         except BaseException:
-            self._failed = True
+            self._status = "5"
             raise
 
     def close(self) -> None:
         """The server has sent it, or given up."""
+        answer, self.answer = self.answer, None
+        failed = False
         try:
-            close = getattr(self._answer, "close", None) if self._wants_close else None
-            self._wants_close = False
+            close = getattr(answer, "close", None)
             if close is not None:
                 close()
         except BaseException:
-            self._failed = True
+            failed = True
             raise
         finally:
-            over, self._over = self._over, None
-            if over is not None:
-                over(self._failed)
+            self.end(failed)
 
     def __del__(self) -> None:
-        over, self._over = self._over, None
-        if over is not None:
-            over(self._failed)
+        self.end(False)
 
 
 def _route_of(environ: Environ, code: str) -> str:

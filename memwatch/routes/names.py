@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from memwatch.routes.ledger import LONGEST_NAME
-
+LONGEST_NAME = 200
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 OTHER_METHOD = "OTHER"
 """Anybody can send any word as a method."""
