@@ -9,10 +9,10 @@ from setuptools import Extension, setup
 
 
 def extension(name: str, *libraries: str) -> Extension:
-    path = f"memwatch/evidence/{name}.c"
-    return Extension(f"memwatch.evidence.{name}", [path], extra_compile_args=["-O2"], libraries=list(libraries), optional=True)
+    path = f"memwatch/{name.replace('.', '/')}.c"
+    return Extension(f"memwatch.{name}", [path], extra_compile_args=["-O2"], libraries=list(libraries), optional=True)
 
 
-extensions = [extension("_sampler", "m", "dl", "pthread"), extension("_heap")]
+extensions = [extension("evidence._sampler", "m", "dl", "pthread"), extension("evidence._heap"), extension("routes._flights")]
 
 setup(ext_modules=extensions if sys.implementation.name == "cpython" and sys.platform != "win32" else [])

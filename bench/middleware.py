@@ -93,7 +93,12 @@ class Service:
     """One server in a process of its own."""
 
     def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str, seed: int) -> None:
-        environment = {"PYTHONHASHSEED": str(seed), "PATH": "/usr/bin:/bin", "ON": "on" if on else "off", "MEMWATCH_DIR": str(folder / "records")}
+        environment = {
+            "PYTHONHASHSEED": str(seed),
+            "PATH": "/usr/bin:/bin",
+            "ON": "on" if on else "off",
+            "MEMWATCH_DIR": str(folder / "records"),
+        }
         if kind == "starlette":
             command = [sys.executable, "-c", written(STARLETTE, part), environment["ON"]]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -182,7 +187,10 @@ def compare(kind: str, options: argparse.Namespace) -> None:
     cpu = [bare / on for _, _, bare, on in rounds]
     columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
     said = ["{:.3f} ({:.3f} to {:.3f})".format(*middle(ratios)) for ratios in (rate, cpu)]
-    print(f"{kind:10} {columns[0]:8.0f}/s {columns[1]:8.0f}/s  {said[0]}  {columns[2]:6.0f} µs {columns[3]:6.0f} µs  {said[1]}", flush=True)
+    print(
+        f"{kind:10} {columns[0]:8.0f}/s {columns[1]:8.0f}/s  {said[0]}  {columns[2]:6.0f} µs {columns[3]:6.0f} µs  {said[1]}",
+        flush=True,
+    )
 
 
 def cost() -> None:
@@ -248,7 +256,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="of the four stretches of a pair")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", choices=("starlette", "flask"))
-    parser.add_argument("--part", choices=PARTS, default="all", help="all, all but the allocation sampler, the middleware alone, or one that does nothing in its place")
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="all",
+        help="all, all but the allocation sampler, the middleware alone, or one that does nothing in its place",
+    )
     parser.add_argument("--control", action="store_true", help="bare against bare: what the bench itself is worth")
     parser.add_argument("--cost", action="store_true")
     options = parser.parse_args()

@@ -103,9 +103,7 @@ def test_a_stream_that_breaks_off_is_an_error(django: Server) -> None:
     assert django.figures()["GET half"]["errors"] == 1
 
 
-def test_a_file_is_counted_once_and_gunicorn_still_hands_it_to_the_kernel(
-    django: Server, request: pytest.FixtureRequest
-) -> None:
+def test_a_file_is_counted_once_and_gunicorn_still_hands_it_to_the_kernel(django: Server, request: pytest.FixtureRequest) -> None:
     status, body = django.get("/file")
     assert status == 200
     assert body.startswith(APP.encode())

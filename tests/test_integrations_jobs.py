@@ -23,14 +23,14 @@ CELERY = ["celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel",
 
 # What every worker writes after each job: its pid, whether it is watched, and its ledger.
 TELL = """
-import json, os, pathlib, memwatch
+import json, os, pathlib, threading, memwatch
 from memwatch import routes
 def tell(end="jobs"):
     book = routes.ledger()
     rows = {row.route: [row.requests, row.errors, row.in_flight] for row in book.figures(book.names())}
     current = memwatch.current()
     told = {"pid": os.getpid(), "watched": current is not None and current.running, "rows": rows}
-    new = pathlib.Path(f"told-{os.getpid()}.new")
+    new = pathlib.Path(f"told-{os.getpid()}-{threading.get_ident()}.new")
     new.write_text(json.dumps(told))
     new.rename(f"told-{os.getpid()}.json")
 """

@@ -40,43 +40,20 @@ class MemwatchMiddleware:
     def __init__(self, app: App, *, route: Callable[[Scope], str | None] | None = None) -> None:
         self.app = app
         self._route = route
-        self._ledger = ledger()
+        self._flights = ledger().flights
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 0
-
-        def watched_send(message: Message) -> Awaitable[None]:
-            nonlocal status
-            if not status and message["type"] == "http.response.start":
-                status = message.get("status", 0)
-            return send(message)
-
-        root = scope.get("root_path", "")
-        number = self._ledger.begin(self._named, scope, root, 0)
-        failed = False
+        flight = self._flights.asgi(self._named, scope, send, self._route is None)
         try:
-            await self.app(scope, receive, watched_send)
-            # Some servers take any status; what is no number must not raise here, when all is sent.
-            failed = isinstance(status, int) and status >= 500
+            await self.app(scope, receive, flight)
         except BaseException as error:
-            failed = not isinstance(error, CancelledError | GeneratorExit)
+            flight.over(not isinstance(error, CancelledError | GeneratorExit))
             raise
-        finally:
-            verb = template = None
-            try:
-                if self._route is None and scope.get("root_path", "") == root:
-                    # What most requests are: the name is put together later, when the ledger writes.
-                    verb, template = scope["method"], scope["route"].path
-            except Exception:
-                template = None
-            if type(template) is str:
-                self._ledger.end(number, template, failed, verb)
-            else:
-                self._ledger.end(number, self._named(scope, root, status), failed)
+        flight.over()
 
     def _named(self, scope: Scope, root: str, status: int) -> str:
         try:

@@ -60,7 +60,7 @@ class MemwatchMiddleware:
             raise
         return self._over(number, request, response)
 
-    def _over(self, number: int, request: Any, response: Any) -> Any:
+    def _over(self, number: Flight, request: Any, response: Any) -> Any:
         status = getattr(response, "status_code", 0)
         route, failed = _named(request, status), status >= 500
         if not getattr(response, "streaming", False):

@@ -8,7 +8,7 @@ Law: an answer is passed through as it is, an iterable with its `close`; what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from memwatch.routes import UNMATCHED, ledger
@@ -36,24 +36,23 @@ class MemwatchMiddleware:
     def __init__(self, application: Application, *, route: Callable[[Environ], str | None] | None = None) -> None:
         self.application = application
         self._route = route
-        self._ledger = ledger()
+        self._flights = ledger().flights
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The WSGI interface."""
-        call = _Call(self, environ, start_response)
+        flight = self._flights.wsgi(self._named, environ, start_response, self._route is None)
         try:
-            answer = self.application(environ, call.start)
+            answer = self.application(environ, flight)
         except BaseException:
-            call.end(True)
+            flight.over(True)
             raise
         if type(answer) in (list, tuple):
-            call.end(False)
+            flight.over()
             return answer
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(answer, wrapper):
-            return call.follow(answer)
-        call.answer = answer
-        return call
+            return _followed(answer, flight.over)
+        return flight.answer(answer)
 
     def _named(self, environ: Environ, code: str) -> str:
         try:
@@ -68,92 +67,22 @@ class MemwatchMiddleware:
             return UNMATCHED  # an environ that no specification knows
 
 
-class _Call:
-    """A request under way, and its answer; it is over when that is closed, and in any case when it is thrown away."""
+def _followed(file: Any, over: Callable[[], None]) -> Any:
+    """A file that the server hands to the kernel, if it is given its own wrapper and no other."""
+    close = getattr(file, "close", None)
 
-    __slots__ = ("_chunks", "_environ", "_middleware", "_number", "_over", "_route", "_start", "_status", "_verb", "answer")
-
-    def __init__(self, middleware: MemwatchMiddleware, environ: Environ, start: StartResponse) -> None:
-        self._middleware, self._environ, self._start = middleware, environ, start
-        self._status, self._over = "", False
-        self._route: str | None = None
-        self._verb: str | None = None
-        self._chunks: Iterator[bytes] | None = None
-        self.answer: Iterable[bytes] | None = None
-        self._number = middleware._ledger.begin(middleware._named, environ, "")
-
-    def start(self, line: str, *arguments: Any) -> Any:
-        """The `start_response` that the application is given."""
-        # The route now, not at the end: Flask takes its request out of the environ when the view has answered.
-        if isinstance(line, str):  # else the server's to refuse
-            self._status = line
-            self._route = None
-            if self._middleware._route is None:
-                try:
-                    # What most requests are: the name is put together later, when the ledger writes.
-                    self._route = self._environ["werkzeug.request"].url_rule.rule
-                    self._verb = self._environ["REQUEST_METHOD"]
-                except Exception:
-                    self._route = None
-            if type(self._route) is not str:
-                self._route, self._verb = self._middleware._named(self._environ, line[:3]), None
-        return self._start(line, *arguments)
-
-    def end(self, failed: bool) -> None:
-        """It is over; a second time does nothing."""
-        if not self._over:
-            self._over = True
-            route = self._middleware._named(self._environ, "") if self._route is None else self._route
-            self._middleware._ledger.end(self._number, route, failed or self._status[:1] == "5", self._verb)
-
-    def follow(self, file: Any) -> Any:
-        """A file that the server may hand to the kernel, if it is given its own wrapper and no other."""
-        close = getattr(file, "close", None)
-
-        def closed() -> None:
-            try:
-                if close is not None:
-                    close()
-            finally:
-                self.end(False)
-
+    def closed() -> None:
         try:
-            file.close = closed
-        except (AttributeError, TypeError):  # a server's in C: nobody says when it is sent
-            self.end(False)
-        return file
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        chunks = self._chunks
-        if chunks is None:
-            chunks = self._chunks = iter(() if self.answer is None else self.answer)
-        try:
-            return next(chunks)
-        except StopIteration:
-            raise
-        except BaseException:
-            self._status = "5"
-            raise
-
-    def close(self) -> None:
-        """The server has sent it, or given up."""
-        answer, self.answer = self.answer, None
-        failed = False
-        try:
-            close = getattr(answer, "close", None)
             if close is not None:
                 close()
-        except BaseException:
-            failed = True
-            raise
         finally:
-            self.end(failed)
+            over()
 
-    def __del__(self) -> None:
-        self.end(False)
+    try:
+        file.close = closed
+    except (AttributeError, TypeError):  # a server's in C: nobody says when it is sent
+        over()
+    return file
 
 
 def _route_of(environ: Environ, code: str) -> str:

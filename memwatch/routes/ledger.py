@@ -6,17 +6,17 @@ Law: nothing of a request is kept when it is over but numbers in arrays that exi
 
 from __future__ import annotations
 
+import importlib
 import math
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import count as numbers_from
 from math import log
 from operator import add
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from memwatch import osthread
+from memwatch.routes.flights import Flights
 from memwatch.routes.names import LONGEST_NAME, method
 
 MOST_ROUTES = 200
@@ -72,6 +72,14 @@ class Figures(NamedTuple):
     """Of the last five to ten minutes; None where nothing was timed in them."""
 
 
+def fastest() -> type[Flights]:
+    """The extension's flights where it is built, else Python's."""
+    try:
+        return importlib.import_module("memwatch.routes._flights").Flights  # type: ignore[no-any-return]
+    except (ImportError, AttributeError):
+        return Flights
+
+
 class _Route:
     __slots__ = ("earlier", "errors", "recent", "requests", "told_s")
 
@@ -87,14 +95,18 @@ class Ledger:
     """The counts of one process.
 
     Args:
-        clock: monotonic seconds.
+        clock: monotonic seconds; None: the system's.
+        flights: what counts requests under way; None: the extension where it is built, else what does the same in Python.
 
-    Threads: every method from any, greenlets too; a lock is held for less than a microsecond.  A forked child begins with none.
-    Cost: `begin` and `end` together 1 to 2 µs (bench/middleware.py --cost).
+    Threads: every method from any, greenlets too; a lock is held for less than a microsecond, once in a batch for some 50 µs.  A
+    forked child begins with none.
+    Cost: `begin` and `end` together 0.3 µs, without the extension 1 to 2 µs (bench/middleware.py --cost).
     """
 
-    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None, *, flights: type[Flights] | None = None) -> None:
+        self._clock = clock or perf_counter
+        self.flights = (flights or fastest())(self, clock, BATCH, MOST_IN_FLIGHT, DUTY, FASTEST_FILL_BYTES_PER_S)
+        self.begin, self.end, self.forget = self.flights.begin, self.flights.end, self.flights.forget
         self.clear()
 
     def clear(self) -> None:
@@ -102,94 +114,33 @@ class Ledger:
         self.read_rss: Callable[[], float | None] | None = None
         """How resident memory is read; None: single requests are not measured."""
         self.threshold_bytes = 0.0
-        """Growth during one request from which on it is told; 0: never."""
         self._lock = osthread.new_rlock()
         self._routes: dict[str, _Route] = {}
-        self._flying: dict[int, tuple[float, Any, tuple[Any, ...]]] = {}
-        self._numbers = numbers_from(1)
-        self._over: deque[tuple[str, str | None, float | None, bool]] = deque()
-        self._alone: tuple[int, float] | None = None
-        self._busy_s = 0.0
-        self._spent_s = 0.0
+        self.flights.reset()
         self._rotated_s = self._clock()
         self._grown: list[Grown] = []
 
-    # -- what a request calls --------------------------------------------------------------------------------------------------
+    @property
+    def threshold_bytes(self) -> float:
+        """Growth during one request from which on it is told; 0: never."""
+        return self.flights.threshold_bytes
 
-    # No lock where one call into C does it: taking a number, putting into a dictionary by a number, appending to a deque.  Nothing
-    # is claimed of two requests that overlap, whatever the order in which their threads come by here: whoever is not alone, or
-    # ends, clears `_alone`, and a claim is made only by the one that set it while nobody else is under way.
-
-    def begin(self, route: str | Callable[..., str] | None = None, *arguments: Any) -> int:
-        """A request begins.
-
-        Args:
-            route: its route if that is known by now, or a function that says it while the request is under way.
-            arguments: those of that function.
-
-        Returns:
-            Its number, for `end`.  Never raises.
-        """
-        number = next(self._numbers)
-        flying = self._flying
-        if flying:
-            self._alone = None
-            if len(flying) >= MOST_IN_FLIGHT:
-                return number
-        elif self.threshold_bytes and self._spent_s <= DUTY * self._busy_s:
-            before = self._resident()
-            self._alone = None if before is None else (number, before)
-        flying[number] = (self._clock(), route, arguments)
-        return number
-
-    def end(self, number: int, route: str, failed: bool = False, verb: str | None = None) -> None:
-        """A request is over, its answer sent to the last byte.
-
-        Args:
-            number: what `begin` returned.
-            route: its low-cardinality name: `POST /users/{id}`, `job:send_mail`.
-            failed: whether it raised, or answered with a status of 500 or more.
-            verb: its method, if *route* does not begin with one: `/users/{id}`.
-
-        Never raises.
-        """
-        flying = self._flying
-        entry = flying.pop(number, None)
-        took_s = None if entry is None else self._clock() - entry[0]
-        over = self._over
-        over.append((route, verb, took_s, failed))
-        if len(over) >= BATCH:
-            self._write()
-        if not flying and took_s is not None:
-            self._busy_s += took_s
-        alone = self._alone
-        if alone is not None:
-            self._alone = None
-            if alone[0] == number and not flying and took_s and took_s * FASTEST_FILL_BYTES_PER_S >= self.threshold_bytes:
-                self._compare(alone[1], _joined(route, verb), took_s)
+    @threshold_bytes.setter
+    def threshold_bytes(self, value: float) -> None:
+        self.flights.threshold_bytes = value
 
     def add(self, route: str, took_s: float, *, failed: bool = False) -> None:
         """Something is over whose beginning was not told."""
-        self._over.append((route, None, took_s, failed))
-        if len(self._over) >= BATCH:
-            self._write()
+        self.flights.add(route, took_s, failed)
 
-    def forget(self, number: int) -> None:
-        """What began was not done after all: it is not counted."""
-        self._flying.pop(number, None)
-        self._alone = None
+    # -- what `flights` calls --------------------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Into their rows with all that are over."""
-        over = self._over
         with self._lock:
-            for _ in range(len(over)):
-                try:
-                    route, verb, took_s, failed = over.popleft()
-                except IndexError:  # a finalizer that ran in here has written the rest
-                    return
+            for route, verb, took_s, failed in self.flights.take():
                 if verb is not None:
-                    route = _joined(route, verb)
+                    route = f"{method(verb)} {route}"
                 figures = self._routes.get(route) or self._new(route)
                 figures.requests += 1
                 if failed:
@@ -209,7 +160,8 @@ class Ledger:
             figures = self._routes[route] = _Route()
         return figures
 
-    def _resident(self) -> float | None:
+    def resident(self) -> float | None:
+        """Resident memory in bytes."""
         read = self.read_rss
         if read is None:
             return None
@@ -219,17 +171,20 @@ class Ledger:
         except Exception:
             return None
         finally:
-            self._spent_s += self._clock() - began
+            self.flights.spent_s += self._clock() - began
 
-    def _compare(self, before: float, route: str, took_s: float) -> None:
-        after = self._resident()
+    def compare(self, before: float, route: str, verb: str | None, took_s: float) -> None:
+        """A request that was alone is over; *before*: resident memory when it began."""
+        after = self.resident()
         if after is None or after - before < self.threshold_bytes:
             return
-        self._write()
+        self.write()
+        if verb is not None:
+            route = f"{method(verb)} {route}"
         now = self._clock()
         with self._lock:
             figures = self._routes.get(route) or self._new(route)
-            if self._flying or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
+            if self.flights.in_flight or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
                 return
             figures.told_s = now
             self._grown.append(Grown(route, after - before, took_s))
@@ -239,22 +194,22 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """Requests under way."""
-        return len(self._flying)
+        return self.flights.in_flight
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was ever counted here."""
-        return not (self._routes or self._over or self._flying)
+        return not (self._routes or self.flights.waiting or self.flights.in_flight)
 
     def counts(self) -> array[float]:
         """Requests completed per route, in the order of `names`."""
-        self._write()
+        self.write()
         with self._lock:
             return array("d", [figures.requests for figures in self._routes.values()])
 
     def names(self) -> list[str]:
         """The routes, in the order in which each was first completed; none ever leaves."""
-        self._write()
+        self.write()
         with self._lock:
             return list(self._routes)
 
@@ -271,16 +226,15 @@ class Ledger:
 
         Cost: about 30 µs a route; the lock is held for one at a time, and for some 50 µs once in five minutes.
         """
-        self._write()
+        self.write()
         now = self._clock()
         with self._lock:
-            flying = list(self._flying.values())
             if now - self._rotated_s >= RECENT_S:
                 self._rotated_s = now
                 for figures in self._routes.values():
                     figures.earlier, figures.recent = figures.recent, array("I", bytes(4 * BUCKETS))
         under_way: dict[str, int] = {}
-        for _, what, arguments in flying:
+        for what, arguments in self.flights.under_way():
             name = _named(what, arguments)
             if name is not None:
                 under_way[name] = under_way.get(name, 0) + 1
@@ -300,10 +254,6 @@ def _bucket(took_s: float) -> int:
         return 0
     bucket = int((log(took_s) - _FIRST) * _PER_E)
     return bucket if bucket < BUCKETS else BUCKETS - 1
-
-
-def _joined(route: str, verb: str | None) -> str:
-    return route if verb is None else f"{method(verb)} {route}"
 
 
 def _named(what: Any, arguments: tuple[Any, ...]) -> str | None:

@@ -1,0 +1,991 @@
+/* Requests under way: what `flights.py` does, for every request, in a tenth of the time.
+
+   `flights.py` documents it; both pass the same tests.  Everything here runs with the GIL held, and nothing of it raises into a
+   request: what our own side raises is dropped, what the application or the server raises is passed on. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <string.h>
+#include <time.h>
+
+#if !defined(Py_GIL_DISABLED) && !defined(MS_WINDOWS)
+
+typedef struct Flight Flight;
+
+typedef struct {
+    PyObject *route; /* str, owned */
+    PyObject *verb;  /* str, owned, or NULL */
+    double took_s;   /* negative: unknown */
+    char failed;
+} Over;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *owner;
+    PyObject *clock; /* NULL: the system's */
+    Flight *first;   /* under way; borrowed, each leaves the list before it dies */
+    Py_ssize_t flying;
+    Flight *alone; /* borrowed, only compared */
+    double before; /* resident memory when `alone` began */
+    double threshold_bytes, spent_s, busy_s, duty, fastest;
+    Py_ssize_t batch, most;
+    Over *over;
+    Py_ssize_t waiting, room;
+} Flights;
+
+/* What all kinds begin with. */
+struct Flight {
+    PyObject_HEAD
+    Flights *flights; /* owned */
+    Flight *previous, *next;
+    char linked;
+    char kind;
+    double began_s;
+    PyObject *named;   /* says the route; or the route itself; or NULL */
+    PyObject *subject; /* scope, environ, or a tuple of arguments; NULL once it is over */
+    PyObject *pass;    /* the server's send or start_response */
+    /* ASGI: the root path it began with, and the status that was sent.  WSGI: the name, its verb, the answer and its iterator. */
+    PyObject *root, *status, *name, *verb, *answer, *chunks;
+    vectorcallfunc call;
+    char by_template, sent, broken, fives;
+};
+
+enum { PLAIN, ASGI, WSGI };
+
+typedef struct {
+    PyTypeObject *flights, *plain, *asgi, *wsgi;
+    PyObject *s_type, *s_start, *s_status, *s_root_path, *s_route, *s_path, *s_method;
+    PyObject *s_request_method, *s_werkzeug, *s_url_rule, *s_rule, *s_write, *s_resident, *s_compare, *s_close, *s_empty, *zero;
+} State;
+
+static struct PyModuleDef definition;
+
+static State *
+state_of(PyTypeObject *type)
+{
+    PyObject *module = PyType_GetModuleByDef(type, &definition);
+    return module == NULL ? NULL : (State *)PyModule_GetState(module);
+}
+
+/* What our own side raised. */
+static void
+drop_error(void)
+{
+    PyErr_Clear();
+}
+
+/* mapping[key], borrowed or owned alike: a new reference; NULL without an error if there is none or it cannot be had. */
+static PyObject *
+look_up(PyObject *mapping, PyObject *key)
+{
+    PyObject *found;
+    if (PyDict_CheckExact(mapping)) {
+        found = PyDict_GetItemWithError(mapping, key);
+        Py_XINCREF(found);
+    }
+    else {
+        found = PyObject_GetItem(mapping, key);
+    }
+    if (found == NULL) {
+        drop_error();
+    }
+    return found;
+}
+
+static PyObject *
+attribute(PyObject *object, PyObject *name)
+{
+    PyObject *found = PyObject_GetAttr(object, name);
+    if (found == NULL) {
+        drop_error();
+    }
+    return found;
+}
+
+static double
+now(Flights *self)
+{
+    if (self->clock == NULL) {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+    }
+    PyObject *said = PyObject_CallNoArgs(self->clock);
+    double found = said == NULL ? 0.0 : PyFloat_AsDouble(said);
+    Py_XDECREF(said);
+    if (PyErr_Occurred()) {
+        drop_error();
+    }
+    return found;
+}
+
+/* ---------------------------------------------------------------- the list of those under way */
+
+static void
+unlink_flight(Flight *flight)
+{
+    Flights *self = flight->flights;
+    if (!flight->linked) {
+        return;
+    }
+    flight->linked = 0;
+    if (flight->previous != NULL) {
+        flight->previous->next = flight->next;
+    }
+    else {
+        self->first = flight->next;
+    }
+    if (flight->next != NULL) {
+        flight->next->previous = flight->previous;
+    }
+    flight->previous = flight->next = NULL;
+    self->flying--;
+}
+
+static void
+depart(Flights *self, Flight *flight, State *state)
+{
+    if (self->flying > 0) {
+        self->alone = NULL;
+        if (self->flying >= self->most) {
+            return;
+        }
+    }
+    else if (self->threshold_bytes > 0 && self->spent_s <= self->duty * self->busy_s) {
+        PyObject *before = PyObject_CallMethodNoArgs(self->owner, state->s_resident);
+        self->alone = NULL;
+        if (before != NULL && before != Py_None) {
+            self->before = PyFloat_AsDouble(before);
+            self->alone = flight;
+        }
+        Py_XDECREF(before);
+        if (PyErr_Occurred()) {
+            drop_error();
+            self->alone = NULL;
+        }
+    }
+    flight->began_s = now(self);
+    flight->previous = NULL;
+    flight->next = self->first;
+    if (self->first != NULL) {
+        self->first->previous = flight;
+    }
+    self->first = flight;
+    flight->linked = 1;
+    self->flying++;
+}
+
+static void
+note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed, State *state)
+{
+    if (self->waiting == self->room) {
+        /* Nobody has taken them: the owner is at it in another thread. */
+        Py_ssize_t room = self->room ? 2 * self->room : self->batch;
+        Over *larger = PyMem_Realloc(self->over, (size_t)room * sizeof(Over));
+        if (larger == NULL) {
+            return;
+        }
+        self->over = larger;
+        self->room = room;
+    }
+    Over *over = &self->over[self->waiting++];
+    over->route = Py_NewRef(route);
+    over->verb = Py_XNewRef(verb);
+    over->took_s = took_s;
+    over->failed = (char)failed;
+    if (self->waiting >= self->batch) {
+        PyObject *done = PyObject_CallMethodNoArgs(self->owner, state->s_write);
+        Py_XDECREF(done);
+        if (done == NULL) {
+            drop_error();
+        }
+    }
+}
+
+static void
+land(Flight *flight, PyObject *route, PyObject *verb, int failed, State *state)
+{
+    Flights *self = flight->flights;
+    double took_s = -1.0;
+    if (flight->linked) {
+        unlink_flight(flight);
+        took_s = now(self) - flight->began_s;
+        if (took_s < 0) {
+            took_s = 0.0;
+        }
+    }
+    note(self, route, verb, took_s, failed, state);
+    if (self->flying == 0 && took_s >= 0) {
+        self->busy_s += took_s;
+    }
+    if (self->alone != NULL) {
+        int mine = self->alone == flight;
+        double before = self->before;
+        self->alone = NULL;
+        if (mine && self->flying == 0 && took_s > 0 && took_s * self->fastest >= self->threshold_bytes) {
+            PyObject *arguments = Py_BuildValue("dOOd", before, route, verb == NULL ? Py_None : verb, took_s);
+            PyObject *compare = arguments == NULL ? NULL : PyObject_GetAttr(self->owner, state->s_compare);
+            PyObject *done = compare == NULL ? NULL : PyObject_Call(compare, arguments, NULL);
+            Py_XDECREF(arguments);
+            Py_XDECREF(compare);
+            Py_XDECREF(done);
+            if (done == NULL) {
+                drop_error();
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- flights of every kind */
+
+static Flight *
+make(Flights *self, PyTypeObject *type, int kind, vectorcallfunc call)
+{
+    Flight *flight = (Flight *)type->tp_alloc(type, 0); /* all else is zero */
+    if (flight != NULL) {
+        flight->flights = (Flights *)Py_NewRef(self);
+        flight->kind = (char)kind;
+        flight->call = call;
+    }
+    return flight;
+}
+
+static int
+flight_traverse(Flight *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->flights);
+    Py_VISIT(self->named);
+    Py_VISIT(self->subject);
+    Py_VISIT(self->pass);
+    Py_VISIT(self->root);
+    Py_VISIT(self->status);
+    Py_VISIT(self->name);
+    Py_VISIT(self->verb);
+    Py_VISIT(self->answer);
+    Py_VISIT(self->chunks);
+    return 0;
+}
+
+static int
+flight_clear(Flight *self)
+{
+    if (self->flights != NULL) {
+        unlink_flight(self);
+        if (self->flights->alone == self) {
+            self->flights->alone = NULL;
+        }
+    }
+    Py_CLEAR(self->named);
+    Py_CLEAR(self->subject);
+    Py_CLEAR(self->pass);
+    Py_CLEAR(self->root);
+    Py_CLEAR(self->status);
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->verb);
+    Py_CLEAR(self->answer);
+    Py_CLEAR(self->chunks);
+    return 0;
+}
+
+static void
+flight_dealloc(Flight *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (type->tp_finalize != NULL && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
+        return;
+    }
+    PyObject_GC_UnTrack(self);
+    flight_clear(self);
+    Py_CLEAR(self->flights);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot plain_slots[] = {
+    {Py_tp_doc, "A request under way."},
+    {Py_tp_traverse, flight_traverse},
+    {Py_tp_clear, flight_clear},
+    {Py_tp_dealloc, flight_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec plain_spec = {
+    .name = "memwatch.routes._flights.Flight",
+    .basicsize = sizeof(Flight),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = plain_slots,
+};
+
+/* ---------------------------------------------------------------- ASGI */
+
+static PyObject *
+asgi_send(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
+{
+    Flight *self = (Flight *)callable;
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    if (!self->sent && count >= 1) {
+        State *state = state_of(Py_TYPE(self));
+        PyObject *type = state == NULL ? NULL : look_up(arguments[0], state->s_type);
+        if (type != NULL) {
+            if (PyUnicode_Check(type) && PyUnicode_Compare(type, state->s_start) == 0) {
+                PyObject *status = look_up(arguments[0], state->s_status);
+                if (status != NULL) {
+                    self->sent = 1;
+                    Py_XSETREF(self->status, status);
+                }
+            }
+            Py_DECREF(type);
+        }
+        drop_error();
+    }
+    return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+}
+
+/* over(failed=None) */
+static PyObject *
+asgi_over(Flight *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    State *state = state_of(Py_TYPE(self));
+    PyObject *scope = self->subject;
+    if (scope == NULL || state == NULL) {
+        Py_RETURN_NONE;
+    }
+    self->subject = NULL;
+    int failed = 0;
+    if (count >= 1 && arguments[0] != Py_None) {
+        failed = PyObject_IsTrue(arguments[0]) == 1;
+    }
+    else if (self->status != NULL && PyLong_Check(self->status)) {
+        int overflow;
+        failed = PyLong_AsLongAndOverflow(self->status, &overflow) >= 500 || overflow > 0;
+    }
+    PyObject *verb = NULL, *name = NULL;
+    if (self->by_template) {
+        PyObject *root = look_up(scope, state->s_root_path);
+        if (PyObject_RichCompareBool(root == NULL ? state->s_empty : root, self->root, Py_EQ) == 1) {
+            PyObject *route = look_up(scope, state->s_route);
+            if (route != NULL) {
+                name = attribute(route, state->s_path);
+                verb = look_up(scope, state->s_method);
+                Py_DECREF(route);
+            }
+        }
+        drop_error();
+        Py_XDECREF(root);
+    }
+    if (name == NULL || verb == NULL || !PyUnicode_CheckExact(name) || !PyUnicode_CheckExact(verb)) {
+        Py_CLEAR(verb);
+        PyObject *status = self->status == NULL ? state->zero : self->status;
+        Py_XSETREF(name, PyObject_CallFunctionObjArgs(self->named, scope, self->root, status, NULL));
+        drop_error();
+    }
+    if (name != NULL && PyUnicode_Check(name)) {
+        land(self, name, verb, failed, state);
+    }
+    else {
+        unlink_flight(self);
+    }
+    Py_XDECREF(verb);
+    Py_XDECREF(name);
+    Py_DECREF(scope);
+    /* It may be called as `send` still, and needs nothing else for that. */
+    Py_CLEAR(self->named);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef asgi_methods[] = {
+    {"over", (PyCFunction)(void (*)(void))asgi_over, METH_FASTCALL, "The application has returned, or raised."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef callable_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Flight, call), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot asgi_slots[] = {
+    {Py_tp_doc, "A request of an ASGI application, and the `send` that it is given."},
+    {Py_tp_traverse, flight_traverse},
+    {Py_tp_clear, flight_clear},
+    {Py_tp_dealloc, flight_dealloc},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_methods, asgi_methods},
+    {Py_tp_members, callable_members},
+    {0, NULL},
+};
+
+static PyType_Spec asgi_spec = {
+    .name = "memwatch.routes._flights.AsgiFlight",
+    .basicsize = sizeof(Flight),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = asgi_slots,
+};
+
+/* ---------------------------------------------------------------- WSGI */
+
+static PyObject *
+wsgi_start(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
+{
+    Flight *self = (Flight *)callable;
+    State *state = state_of(Py_TYPE(self));
+    if (state != NULL && PyVectorcall_NARGS(flags) >= 1 && PyUnicode_Check(arguments[0]) && self->subject != NULL) {
+        /* The route now, not at the end: Flask takes its request out of the environ when the view has answered. */
+        PyObject *status = arguments[0], *environ = Py_NewRef(self->subject), *verb = NULL, *name = NULL;
+        self->fives = PyUnicode_GET_LENGTH(status) > 0 && PyUnicode_READ_CHAR(status, 0) == '5';
+        if (self->by_template) {
+            PyObject *request = look_up(environ, state->s_werkzeug);
+            PyObject *rule = request == NULL ? NULL : attribute(request, state->s_url_rule);
+            if (rule != NULL && rule != Py_None) {
+                name = attribute(rule, state->s_rule);
+                verb = look_up(environ, state->s_request_method);
+            }
+            Py_XDECREF(rule);
+            Py_XDECREF(request);
+        }
+        if (name == NULL || verb == NULL || !PyUnicode_CheckExact(name) || !PyUnicode_CheckExact(verb)) {
+            Py_CLEAR(verb);
+            PyObject *code = PyUnicode_Substring(status, 0, 3);
+            Py_XSETREF(name, code == NULL ? NULL : PyObject_CallFunctionObjArgs(self->named, environ, code, NULL));
+            Py_XDECREF(code);
+            drop_error();
+        }
+        if (name != NULL && !PyUnicode_Check(name)) {
+            Py_CLEAR(name);
+        }
+        Py_XSETREF(self->name, name);
+        Py_XSETREF(self->verb, verb);
+        Py_DECREF(environ);
+    }
+    return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+}
+
+static void
+wsgi_end(Flight *self, int failed)
+{
+    PyObject *environ = self->subject;
+    if (environ == NULL) {
+        return;
+    }
+    self->subject = NULL;
+    State *state = state_of(Py_TYPE(self));
+    PyObject *name = Py_XNewRef(self->name), *verb = Py_XNewRef(self->verb);
+    if (name == NULL && state != NULL) {
+        name = PyObject_CallFunctionObjArgs(self->named, environ, state->s_empty, NULL);
+        drop_error();
+    }
+    if (state != NULL && name != NULL && PyUnicode_Check(name)) {
+        land(self, name, verb, failed || self->broken || self->fives, state);
+    }
+    else {
+        unlink_flight(self);
+    }
+    Py_XDECREF(name);
+    Py_XDECREF(verb);
+    Py_DECREF(environ);
+    Py_CLEAR(self->named);
+}
+
+/* over(failed=False) */
+static PyObject *
+wsgi_over(Flight *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    wsgi_end(self, count >= 1 && PyObject_IsTrue(arguments[0]) == 1);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+wsgi_answer(Flight *self, PyObject *answer)
+{
+    Py_XSETREF(self->answer, Py_NewRef(answer));
+    return Py_NewRef(self);
+}
+
+static PyObject *
+wsgi_next(Flight *self)
+{
+    if (self->chunks == NULL) {
+        if (self->answer == NULL) {
+            return NULL; /* closed: nothing more */
+        }
+        PyObject *chunks = PyObject_GetIter(self->answer);
+        if (chunks == NULL) {
+            self->broken = 1;
+            return NULL;
+        }
+        Py_XSETREF(self->chunks, chunks);
+    }
+    PyObject *chunks = Py_NewRef(self->chunks);
+    PyObject *found = Py_TYPE(chunks)->tp_iternext(chunks);
+    Py_DECREF(chunks);
+    if (found == NULL && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_StopIteration)) {
+        self->broken = 1;
+    }
+    return found;
+}
+
+static PyObject *
+wsgi_close(Flight *self, PyObject *Py_UNUSED(nothing))
+{
+    State *state = state_of(Py_TYPE(self));
+    PyObject *answer = self->answer, *done = Py_NewRef(Py_None);
+    self->answer = NULL;
+    if (answer != NULL && state != NULL) {
+        PyObject *close = PyObject_GetAttr(answer, state->s_close);
+        if (close != NULL) {
+            Py_XSETREF(done, PyObject_CallNoArgs(close));
+            Py_DECREF(close);
+        }
+        else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            PyErr_Clear();
+        }
+        else {
+            Py_CLEAR(done);
+        }
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    wsgi_end(self, done == NULL);
+    PyErr_Restore(type, value, traceback);
+    Py_XDECREF(answer);
+    if (done == NULL) {
+        return NULL;
+    }
+    Py_DECREF(done);
+    Py_RETURN_NONE;
+}
+
+static void
+wsgi_finalize(PyObject *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    wsgi_end((Flight *)self, 0);
+    PyErr_Restore(type, value, traceback);
+}
+
+static PyMethodDef wsgi_methods[] = {
+    {"over", (PyCFunction)(void (*)(void))wsgi_over, METH_FASTCALL, "It is over; a second time does nothing."},
+    {"answer", (PyCFunction)wsgi_answer, METH_O, "The application has returned its answer; this is then that answer."},
+    {"close", (PyCFunction)wsgi_close, METH_NOARGS, "The server has sent it, or given up."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot wsgi_slots[] = {
+    {Py_tp_doc, "A request of a WSGI application, the `start_response` that it is given, and then its answer."},
+    {Py_tp_traverse, flight_traverse},
+    {Py_tp_clear, flight_clear},
+    {Py_tp_dealloc, flight_dealloc},
+    {Py_tp_finalize, wsgi_finalize},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, wsgi_next},
+    {Py_tp_methods, wsgi_methods},
+    {Py_tp_members, callable_members},
+    {0, NULL},
+};
+
+static PyType_Spec wsgi_spec = {
+    .name = "memwatch.routes._flights.WsgiFlight",
+    .basicsize = sizeof(Flight),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = wsgi_slots,
+};
+
+/* ---------------------------------------------------------------- all of them */
+
+static void
+forget_over(Flights *self)
+{
+    while (self->waiting > 0) {
+        Over *over = &self->over[--self->waiting];
+        PyObject *route = over->route, *verb = over->verb;
+        Py_XDECREF(route);
+        Py_XDECREF(verb);
+    }
+}
+
+static PyObject *
+flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
+{
+    static char *names[] = {"owner", "clock", "batch", "most", "duty", "fastest_bytes_per_s", NULL};
+    PyObject *owner, *clock;
+    Py_ssize_t batch, most;
+    double duty, fastest;
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OOnndd", names, &owner, &clock, &batch, &most, &duty, &fastest)) {
+        return NULL;
+    }
+    Flights *self = (Flights *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->owner = Py_NewRef(owner);
+    self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
+    self->batch = batch < 1 ? 1 : batch;
+    self->most = most;
+    self->duty = duty;
+    self->fastest = fastest;
+    return (PyObject *)self;
+}
+
+static PyObject *
+flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
+{
+    while (self->first != NULL) {
+        unlink_flight(self->first);
+    }
+    self->alone = NULL;
+    self->spent_s = self->busy_s = 0.0;
+    forget_over(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+flights_begin(Flights *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    State *state = state_of(Py_TYPE(self));
+    Flight *flight = state == NULL ? NULL : make(self, state->plain, PLAIN, NULL);
+    if (flight == NULL) {
+        return NULL;
+    }
+    if (count >= 1 && arguments[0] != Py_None) {
+        flight->named = Py_NewRef(arguments[0]);
+    }
+    flight->subject = PyTuple_New(count > 1 ? count - 1 : 0);
+    if (flight->subject == NULL) {
+        Py_DECREF(flight);
+        return NULL;
+    }
+    for (Py_ssize_t index = 1; index < count; index++) {
+        PyTuple_SET_ITEM(flight->subject, index - 1, Py_NewRef(arguments[index]));
+    }
+    depart(self, flight, state);
+    return (PyObject *)flight;
+}
+
+/* The flight that was given; NULL with an error set if it is none of these. */
+static Flight *
+own(Flights *self, PyObject *given, State *state)
+{
+    if (!Py_IS_TYPE(given, state->plain) || ((Flight *)given)->flights != self) {
+        PyErr_Format(PyExc_TypeError, "%R is not what begin() has returned", given);
+        return NULL;
+    }
+    return (Flight *)given;
+}
+
+static PyObject *
+flights_end(Flights *self, PyObject *arguments, PyObject *named)
+{
+    static char *names[] = {"flight", "route", "failed", "verb", NULL};
+    PyObject *given, *route, *verb = Py_None;
+    int failed = 0;
+    State *state = state_of(Py_TYPE(self));
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(arguments, named, "OU|pO", names, &given, &route, &failed, &verb)) {
+        return NULL;
+    }
+    Flight *flight = own(self, given, state);
+    if (flight == NULL) {
+        return NULL;
+    }
+    Py_INCREF(flight);
+    land(flight, route, PyUnicode_Check(verb) ? verb : NULL, failed, state);
+    Py_CLEAR(flight->named);
+    Py_CLEAR(flight->subject);
+    Py_DECREF(flight);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+flights_forget(Flights *self, PyObject *given)
+{
+    State *state = state_of(Py_TYPE(self));
+    Flight *flight = state == NULL ? NULL : own(self, given, state);
+    if (flight == NULL) {
+        return NULL;
+    }
+    unlink_flight(flight);
+    self->alone = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+flights_add(Flights *self, PyObject *arguments, PyObject *named)
+{
+    static char *names[] = {"route", "took_s", "failed", NULL};
+    PyObject *route;
+    double took_s;
+    int failed = 0;
+    State *state = state_of(Py_TYPE(self));
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(arguments, named, "Ud|p", names, &route, &took_s, &failed)) {
+        return NULL;
+    }
+    note(self, route, NULL, took_s < 0 ? 0.0 : took_s, failed, state);
+    Py_RETURN_NONE;
+}
+
+static Flight *
+start(Flights *self, PyObject *const *arguments, Py_ssize_t count, State *state, PyTypeObject *type, int kind, vectorcallfunc call)
+{
+    if (count != 4) {
+        PyErr_Format(PyExc_TypeError, "4 arguments wanted, %zd given", count);
+        return NULL;
+    }
+    Flight *flight = make(self, type, kind, call);
+    if (flight != NULL) {
+        flight->named = Py_NewRef(arguments[0]);
+        flight->subject = Py_NewRef(arguments[1]);
+        flight->pass = Py_NewRef(arguments[2]);
+        flight->by_template = arguments[3] == Py_True;
+        if (kind == ASGI) {
+            PyObject *root = look_up(flight->subject, state->s_root_path);
+            flight->root = root == NULL ? Py_NewRef(state->s_empty) : root;
+        }
+        depart(self, flight, state);
+    }
+    return flight;
+}
+
+static PyObject *
+flights_asgi(Flights *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    State *state = state_of(Py_TYPE(self));
+    return state == NULL ? NULL : (PyObject *)start(self, arguments, count, state, state->asgi, ASGI, asgi_send);
+}
+
+static PyObject *
+flights_wsgi(Flights *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    State *state = state_of(Py_TYPE(self));
+    return state == NULL ? NULL : (PyObject *)start(self, arguments, count, state, state->wsgi, WSGI, wsgi_start);
+}
+
+static PyObject *
+flights_under_way(Flights *self, PyObject *Py_UNUSED(nothing))
+{
+    State *state = state_of(Py_TYPE(self));
+    PyObject *found = PyList_New(0);
+    if (state == NULL || found == NULL) {
+        Py_XDECREF(found);
+        return NULL;
+    }
+    /* Making objects may run the collector, and that any code: hold each one while it is looked at, and go on only from one that is
+       still under way. */
+    Flight *flight = (Flight *)Py_XNewRef(self->first);
+    while (flight != NULL) {
+        PyObject *what = flight->named == NULL ? Py_None : flight->named;
+        PyObject *row = NULL;
+        if (flight->kind == ASGI && flight->subject != NULL) {
+            row = Py_BuildValue("O(OOO)", what, flight->subject, flight->root, state->zero);
+        }
+        else if (flight->kind == WSGI && flight->subject != NULL) {
+            row = Py_BuildValue("O(OO)", what, flight->subject, state->s_empty);
+        }
+        else if (flight->kind == PLAIN && flight->subject != NULL) {
+            row = Py_BuildValue("OO", what, flight->subject);
+        }
+        else {
+            row = Py_BuildValue("O()", Py_None);
+        }
+        if (row == NULL || PyList_Append(found, row) < 0) {
+            Py_XDECREF(row);
+            Py_DECREF(flight);
+            Py_DECREF(found);
+            return NULL;
+        }
+        Py_DECREF(row);
+        Flight *next = flight->linked ? (Flight *)Py_XNewRef(flight->next) : NULL;
+        Py_DECREF(flight);
+        flight = next;
+    }
+    return found;
+}
+
+static PyObject *
+flights_take(Flights *self, PyObject *Py_UNUSED(nothing))
+{
+    /* Out of reach first: making objects may run the collector, and that a finalizer that ends a request. */
+    Over *over = self->over;
+    Py_ssize_t count = self->waiting, room = self->room, index = 0;
+    self->over = NULL;
+    self->waiting = self->room = 0;
+    PyObject *found = PyList_New(count);
+    for (; found != NULL && index < count; index++) {
+        PyObject *took = over[index].took_s < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble(over[index].took_s);
+        PyObject *verb = over[index].verb == NULL ? Py_None : over[index].verb;
+        PyObject *row = took == NULL ? NULL : PyTuple_Pack(4, over[index].route, verb, took, over[index].failed ? Py_True : Py_False);
+        Py_XDECREF(took);
+        if (row == NULL) {
+            Py_CLEAR(found);
+            break;
+        }
+        PyList_SET_ITEM(found, index, row);
+    }
+    for (index = 0; index < count; index++) {
+        Py_XDECREF(over[index].route);
+        Py_XDECREF(over[index].verb);
+    }
+    if (self->over == NULL && room <= self->batch) {
+        self->over = over; /* the same room again */
+        self->room = room;
+    }
+    else {
+        PyMem_Free(over);
+    }
+    return found;
+}
+
+static int
+flights_traverse(Flights *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
+    Py_VISIT(self->clock);
+    return 0;
+}
+
+static int
+flights_clear(Flights *self)
+{
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->clock);
+    return 0;
+}
+
+static void
+flights_dealloc(Flights *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    flights_clear(self);
+    forget_over(self);
+    PyMem_Free(self->over);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef flights_methods[] = {
+    {"reset", (PyCFunction)flights_reset, METH_NOARGS, "Forget all."},
+    {"begin", (PyCFunction)(void (*)(void))flights_begin, METH_FASTCALL, "A request begins."},
+    {"end", (PyCFunction)(void (*)(void))flights_end, METH_VARARGS | METH_KEYWORDS, "A request is over."},
+    {"forget", (PyCFunction)flights_forget, METH_O, "What began was not done after all."},
+    {"add", (PyCFunction)(void (*)(void))flights_add, METH_VARARGS | METH_KEYWORDS, "Something is over whose beginning was not told."},
+    {"asgi", (PyCFunction)(void (*)(void))flights_asgi, METH_FASTCALL, "A request of an ASGI application begins."},
+    {"wsgi", (PyCFunction)(void (*)(void))flights_wsgi, METH_FASTCALL, "A request of a WSGI application begins."},
+    {"under_way", (PyCFunction)flights_under_way, METH_NOARGS, "What each request under way is called."},
+    {"take", (PyCFunction)flights_take, METH_NOARGS, "What is over, once."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef flights_members[] = {
+    {"threshold_bytes", T_DOUBLE, offsetof(Flights, threshold_bytes), 0, NULL},
+    {"spent_s", T_DOUBLE, offsetof(Flights, spent_s), 0, NULL},
+    {"in_flight", T_PYSSIZET, offsetof(Flights, flying), READONLY, NULL},
+    {"waiting", T_PYSSIZET, offsetof(Flights, waiting), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot flights_slots[] = {
+    {Py_tp_doc, "The requests of one process."},
+    {Py_tp_new, flights_new},
+    {Py_tp_traverse, flights_traverse},
+    {Py_tp_clear, flights_clear},
+    {Py_tp_dealloc, flights_dealloc},
+    {Py_tp_methods, flights_methods},
+    {Py_tp_members, flights_members},
+    {0, NULL},
+};
+
+static PyType_Spec flights_spec = {
+    .name = "memwatch.routes._flights.Flights",
+    .basicsize = sizeof(Flights),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = flights_slots,
+};
+
+static int
+module_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    const struct {
+        PyObject **where;
+        const char *text;
+    } words[] = {
+        {&state->s_type, "type"}, {&state->s_start, "http.response.start"}, {&state->s_status, "status"},
+        {&state->s_root_path, "root_path"}, {&state->s_route, "route"}, {&state->s_path, "path"}, {&state->s_method, "method"},
+        {&state->s_request_method, "REQUEST_METHOD"}, {&state->s_werkzeug, "werkzeug.request"}, {&state->s_url_rule, "url_rule"},
+        {&state->s_rule, "rule"}, {&state->s_write, "write"}, {&state->s_resident, "resident"}, {&state->s_compare, "compare"},
+        {&state->s_close, "close"}, {&state->s_empty, ""},
+    };
+    for (size_t index = 0; index < sizeof(words) / sizeof(*words); index++) {
+        *words[index].where = PyUnicode_InternFromString(words[index].text);
+        if (*words[index].where == NULL) {
+            return -1;
+        }
+    }
+    state->zero = PyLong_FromLong(0);
+    state->flights = (PyTypeObject *)PyType_FromModuleAndSpec(module, &flights_spec, NULL);
+    state->plain = (PyTypeObject *)PyType_FromModuleAndSpec(module, &plain_spec, NULL);
+    state->asgi = (PyTypeObject *)PyType_FromModuleAndSpec(module, &asgi_spec, NULL);
+    state->wsgi = (PyTypeObject *)PyType_FromModuleAndSpec(module, &wsgi_spec, NULL);
+    if (state->zero == NULL || state->flights == NULL || state->plain == NULL || state->asgi == NULL || state->wsgi == NULL) {
+        return -1;
+    }
+    return PyModule_AddObjectRef(module, "Flights", (PyObject *)state->flights);
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->flights);
+    Py_VISIT(state->plain);
+    Py_VISIT(state->asgi);
+    Py_VISIT(state->wsgi);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->flights);
+    Py_CLEAR(state->plain);
+    Py_CLEAR(state->asgi);
+    Py_CLEAR(state->wsgi);
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+#else /* without a GIL: flights.py */
+
+static PyModuleDef_Slot module_slots[] = {{0, NULL}};
+typedef struct { int unused; } State;
+#define module_traverse NULL
+#define module_clear NULL
+
+#endif
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "memwatch.routes._flights",
+    .m_doc = "Requests under way.",
+    .m_size = sizeof(State),
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC
+PyInit__flights(void)
+{
+    return PyModuleDef_Init(&definition);
+}
