@@ -230,7 +230,7 @@ def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_
         means: list[int] = []  # noqa: RUF012
 
         def statistics(self) -> dict[str, float]:
-            return {"samples": self.samples}
+            return {"samples": self.samples, "mean_bytes": self.means[-1] if self.means else sites.FIRST_BYTES}
 
         def set_mean(self, mean_bytes: int) -> None:
             self.means.append(mean_bytes)

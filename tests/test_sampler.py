@@ -412,6 +412,31 @@ def test_changing_the_mean_at_any_time_leaves_the_totals_unbiased() -> None:
     assert abs(estimate - truth) < 6 * math.sqrt(variance)
 
 
+def test_a_program_that_allocates_much_at_once_is_not_held_up_by_its_samples_and_the_total_stays_unbiased() -> None:
+    sampler.start(1024)
+    sampler.govern(100.0, 2**20)
+    before = sampler.statistics()["samples"]
+    kept = [strings(1000) for _ in range(400)]  # in a fraction of a second; 60,000 samples without the governor
+    figures = sampler.statistics()
+    assert figures["samples"] - before < 2_000
+    assert 2**16 <= figures["mean_bytes"] <= 2**20
+    truth = sum(sys.getsizeof(string) for some in kept for string in some)
+    p = probability(152, figures["mean_bytes"])
+    sigma = math.sqrt((1 - p) / p / 400_000)
+    assert held("strings")["strings"][0] / truth == pytest.approx(1, abs=6 * sigma + 0.08)  # 0.05: the lists
+    sampler.govern(0.0)
+    sampler.set_mean(1024)
+    before = sampler.statistics()["samples"]
+    kept.append(strings(10_000))
+    assert sampler.statistics()["samples"] - before > 1_000  # nobody minds
+
+
+@pytest.mark.parametrize("coarsest", [0, 2**31])
+def test_a_coarsest_mean_that_cannot_be_is_refused(coarsest: int) -> None:
+    with pytest.raises(ValueError, match=f"must be from 1024 to 1073741824, not {coarsest}"):
+        sampler.govern(100.0, coarsest)
+
+
 def test_a_full_table_is_thinned_and_the_totals_stay_unbiased(python: Any) -> None:
     done = python(
         """

@@ -200,6 +200,14 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 /* Guarded by the mutex, but for single words read where being a moment late does not matter. */
 static bool active;
 static double mean_bytes = 65536.0;
+
+/* The governor: a sample costs some 10 µs, and several times that between requests that have had the caches to themselves.  What a
+   program allocates may rise a thousandfold within a millisecond, and whoever sets the mean looks every few seconds. */
+#define WINDOW 32 /* samples */
+static double most_per_s = 0.0; /* 0: no governor */
+static double coarsest_bytes = 0.0;
+static double window_s = 0.0; /* when its first sample was taken */
+static unsigned in_window = 0;
 static unsigned stack_depth = 48;
 static struct book *book;
 static struct slot *slots;
@@ -932,6 +940,14 @@ track(void *address, size_t size, double mean)
     lock();
     if (active) {
         taken++;
+        if (most_per_s > 0 && ++in_window >= WINDOW) {
+            double coarser = mean_bytes * 2 < coarsest_bytes ? mean_bytes * 2 : coarsest_bytes;
+            if ((slot.born_s - window_s) * most_per_s < WINDOW && coarser > mean_bytes) {
+                __atomic_store(&mean_bytes, &coarser, __ATOMIC_RELAXED);
+            }
+            window_s = slot.born_s;
+            in_window = 0;
+        }
         bool keep = true;
         if (mean < mean_bytes) { /* thrown before the mean rose: thinned like those already here */
             keep = chance() <= probability((double)slot.size, mean_bytes) / probability((double)slot.size, mean);
@@ -1687,6 +1703,24 @@ sampler_set_mean(PyObject *Py_UNUSED(module), PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+sampler_govern(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    double most;
+    Py_ssize_t bytes = 0;
+    double coarsest = 0.0;
+    if (!PyArg_ParseTuple(args, "d|n:govern", &most, &bytes) || (most > 0 && !mean_from(bytes, &coarsest))) {
+        return NULL;
+    }
+    lock();
+    most_per_s = most > 0 ? most : 0.0;
+    coarsest_bytes = coarsest;
+    window_s = now_s();
+    in_window = 0;
+    unlock();
+    Py_RETURN_NONE;
+}
+
 /* A copy of the live samples and of the stacks' keys: no Python object is made under the lock. */
 struct snapshot {
     struct slot *slots;
@@ -1997,6 +2031,8 @@ sampler_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         double value;
     } figures[] = {
         {"mean_bytes", mean_bytes},
+        {"most_per_s", most_per_s},
+        {"coarsest_bytes", coarsest_bytes},
         {"depth", stack_depth},
         {"mode", active ? mode : MODE_NONE},
         {"small_limit", active && mode == MODE_PYMALLOC ? (double)small_limit : 0.0},
@@ -2083,6 +2119,8 @@ static PyMethodDef methods[] = {
     {"stop", sampler_stop, METH_NOARGS, "stop()\n--\n\nTake the hooks out and forget every sample."},
     {"running", sampler_running, METH_NOARGS, "running()\n--\n\nWhether samples are being taken."},
     {"set_mean", sampler_set_mean, METH_O, "set_mean(mean_bytes, /)\n--\n\nChange the mean; samples already taken keep theirs."},
+    {"govern", sampler_govern, METH_VARARGS,
+     "govern(most_per_s, coarsest_bytes=0, /)\n--\n\nDouble the mean, up to the coarsest, whenever samples come faster; 0: never."},
     {"live", WITH_KEYWORDS(sampler_live),
      "live(born_after_s=-inf)\n--\n\nPer stack: (key, bytes, count, samples, oldest_s, newest_s) of what is alive."},
     {"stack", sampler_stack, METH_O, "stack(key, /)\n--\n\nThe frames of a key, innermost first, or None."},

@@ -34,6 +34,15 @@ def set_mean(mean_bytes: int) -> None:
         ValueError: not from 1024 to 2**30.
     """
 
+def govern(most_per_s: float, coarsest_bytes: int = 0, /) -> None:
+    """Double the mean, up to *coarsest_bytes*, whenever 32 samples came faster than *most_per_s*; 0: leave it alone.
+
+    For whoever sets the mean now and then, and a program that allocates a thousand times as fast in between.
+
+    Raises:
+        ValueError: the coarsest is not from 1024 to 2**30.
+    """
+
 def live(born_after_s: float = ...) -> list[tuple[int, float, float, int, float, float]]:
     """What is alive, per stack: `(key, bytes, count, samples, oldest_s, newest_s)`.
 

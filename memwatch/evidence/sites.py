@@ -32,9 +32,14 @@ UNTOUCHED = 1.5
 FIRST_BYTES = 512 * 1024
 """The mean until it is known how much a program allocates."""
 FINEST_BYTES = 64 * 1024
-COARSEST_BYTES = 4 * 2**20
-SAMPLES_PER_S = 300.0
-"""Samples that may be taken in a second: about 0.3 % of one core."""
+COARSEST_BYTES = 8 * 2**20
+SAMPLES_PER_S = 100.0
+"""Samples a second on average: one costs 10 µs in a loop, and some 50 in a service, between requests that use the caches for themselves:
+up to 0.5 % of one core."""
+MOST_SAMPLES_PER_S = 300.0
+"""At any time: beyond it the sampler coarsens its mean itself, in a tenth of a second."""
+MOST_FINE_SAMPLES_PER_S = 1000.0
+"""While something is looked into."""
 ADAPT_AFTER_S = 0.1
 SOON = 0.3
 """A baseline may miss this part of the growth."""
@@ -71,7 +76,7 @@ class Sampling:
 
     Args:
         mean_bytes: bytes between two samples, on average; a site's growth of L bytes has a relative standard error of √(mean/L).
-            None: `FINEST_BYTES`, and more where samples would be many: each costs some 10 µs.
+            None: `FINEST_BYTES`, and more where samples would be many.
 
     Raises:
         RuntimeError, ImportError: it does not work here; the message says why.
@@ -89,6 +94,7 @@ class Sampling:
         self._fine = False
         self.module: Any = importlib.import_module("memwatch.evidence._sampler")
         self.module.start(self.mean_bytes)
+        self._govern()
         Sampling._users += 1
 
     def refine(self, mean_bytes: int | None) -> None:
@@ -96,12 +102,23 @@ class Sampling:
         self._fine = mean_bytes is not None
         self._taken = None
         self.module.set_mean(mean_bytes or self.mean_bytes)
+        self._govern()
+
+    def _govern(self) -> None:
+        if self._fine:
+            self.module.govern(MOST_FINE_SAMPLES_PER_S, COARSEST_BYTES)
+        elif self._adapts:
+            self.module.govern(MOST_SAMPLES_PER_S, COARSEST_BYTES)
+        else:
+            self.module.govern(0.0)
 
     def adapt(self, now_s: float) -> None:
         """Choose the mean by how many samples were taken since the call before.  What was sampled before stays unbiased."""
         if not self._adapts or self._fine:
             return
-        taken = float(self.module.statistics()["samples"])
+        statistics = self.module.statistics()
+        taken = float(statistics["samples"])
+        self.mean_bytes = int(statistics["mean_bytes"])  # the governor may have raised it
         if self._taken is not None:
             seconds = now_s - self._taken[0]
             if seconds < ADAPT_AFTER_S:
@@ -132,6 +149,12 @@ class Sampling:
     def in_use(cls) -> bool:
         """Whether the sampler runs for anybody in this process."""
         return cls._users > 0
+
+    def give_back(self, before: dict[str, float]) -> None:
+        """Stop, and leave the sampler running as it did; *before*: its statistics of then."""
+        Sampling._users -= 1
+        self.module.set_mean(int(before["mean_bytes"]))
+        self.module.govern(before["most_per_s"], int(before["coarsest_bytes"]))
 
     def stop(self) -> None:
         Sampling._users -= 1

@@ -57,7 +57,7 @@ class Look:
         self.exempted = 0.0
         self._mean = int(min(COARSEST_MEAN, max(FINEST_MEAN, expected_bytes / SAMPLES_WANTED)))
         self._source: sites.Sampling | sites.Tracing | None = None
-        self._mean_before: int | None = None
+        self._before: dict[str, float] | None = None
         self._level: sites.Level | None = None
         self._counts: census.Counts | None = None
         self._notes: list[str] = []
@@ -69,7 +69,7 @@ class Look:
         try:
             module: Any = __import__("memwatch.evidence._sampler", fromlist=["running"])
             if module.running():  # a watcher of the program's own samples already: it goes on afterwards
-                self._mean_before = int(module.statistics()["mean_bytes"])
+                self._before = module.statistics()
             self._source = sites.Sampling(self._mean)
         except (ImportError, RuntimeError, OSError, ValueError) as error:
             self._notes.append(f"allocations were traced, not sampled: {error}")
@@ -110,8 +110,8 @@ class Look:
 
     def _end(self) -> None:
         source, self._source = self._source, None
-        if isinstance(source, sites.Sampling) and self._mean_before is not None:
-            source.module.set_mean(self._mean_before)
+        if isinstance(source, sites.Sampling) and self._before is not None:
+            source.give_back(self._before)
         elif source is not None:
             source.stop()
 
