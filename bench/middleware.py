@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What everything switched on costs a service per request: watcher, middleware and, if installed, Prometheus, against bare.
 
-    bench/middleware.py [--seconds 0.1] [--repeats 10] [--pairs 25] [--connections 16] [--only starlette|flask] [--control] [--cost]
+    bench/middleware.py [--pairs 10] [--repeats 60] [--seconds 0.05] [--settle 11] [--connections 16]
+                        [--only starlette|flask] [--control] [--cost]
 
 A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on.  One
 process is up to a tenth faster than the next for no other reason than where its memory lies: so every pair is a new pair of
 processes, whose stretches of load take turns (A B B A, then B A A B), and the table shows medians over the pairs with their 95 %
-intervals.  The ratio of CPU is bare ÷ watched, as that of throughput is watched ÷ bare.  With *--control*: bare against bare.  With *--cost*: microseconds of CPU of the ledger and of the middlewares alone,
-without a server.
+intervals.  The ratio of CPU is bare ÷ watched, as that of throughput is watched ÷ bare.  With *--control*: bare against bare.  With
+*--cost*: microseconds of CPU of the ledger and of the middlewares alone, without a server.
 """
 
 from __future__ import annotations
@@ -158,6 +159,12 @@ def once(kind: str, options: argparse.Namespace, turn: int) -> tuple[float, floa
         try:
             for service in pair:
                 service.stretch(0.5)
+            ready = time.monotonic() + options.settle
+            while time.monotonic() < ready:
+                for service in pair:
+                    service.stretch(0.05)
+                time.sleep(0.1)
+            for service in pair:
                 service.requests, service.used_s = 0, 0.0
             # A B B A, or B A A B: whatever drifts in a line cancels out.
             for which in ((0, 1, 1, 0), (1, 0, 0, 1))[turn % 2] * options.repeats:
@@ -251,9 +258,15 @@ def cost() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.1, help="of each stretch")
-    parser.add_argument("--pairs", type=int, default=25)
-    parser.add_argument("--repeats", type=int, default=10, help="of the four stretches of a pair")
+    parser.add_argument("--seconds", type=float, default=0.05, help="of each stretch")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=11.0,
+        help="seconds between the start and the first stretch: what a service does once is not counted",
+    )
+    parser.add_argument("--repeats", type=int, default=60, help="of the four stretches of a pair")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", choices=("starlette", "flask"))
     parser.add_argument(

@@ -34,8 +34,8 @@ FIRST_BYTES = 512 * 1024
 FINEST_BYTES = 64 * 1024
 COARSEST_BYTES = 8 * 2**20
 SAMPLES_PER_S = 100.0
-"""Samples a second on average: one costs 10 µs in a loop, and some 50 in a service, between requests that use the caches for themselves:
-up to 0.5 % of one core."""
+"""Samples a second on average: one costs 10 µs in a loop, and some 50 in a service, whose requests have the processor's caches to
+themselves: up to 0.5 % of one core."""
 MOST_SAMPLES_PER_S = 300.0
 """At any time: beyond it the sampler coarsens its mean itself, in a tenth of a second."""
 MOST_FINE_SAMPLES_PER_S = 1000.0

@@ -73,13 +73,13 @@ def counted(function: Callable[P, R], name: str | None = None) -> Callable[P, R]
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         book = ledger()
-        number = book.begin(route)
+        flight = book.begin(route)
         failed = True
         try:
             result = function(*args, **kwargs)
             failed = False
             return result
         finally:
-            book.end(number, route, failed=failed)
+            book.end(flight, route, failed=failed)
 
     return call

@@ -14,6 +14,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 from memwatch.routes import UNMATCHED, ledger
+from memwatch.routes.flights import Flight
 from memwatch.routes.names import method, normalised
 
 
@@ -41,32 +42,32 @@ class MemwatchMiddleware:
         """The interface of Django's middleware; a coroutine where `get_response` is one."""
         if self._is_async:
             return self._answer_later(request)
-        number = self._ledger.begin(_named, request, 0)
+        flight = self._ledger.begin(_named, request, 0)
         try:
             response = self.get_response(request)
         except BaseException:
-            self._ledger.end(number, _named(request, 0), failed=True)
+            self._ledger.end(flight, _named(request, 0), failed=True)
             raise
-        return self._over(number, request, response)
+        return self._over(flight, request, response)
 
     async def _answer_later(self, request: Any) -> Any:
-        number = self._ledger.begin(_named, request, 0)
+        flight = self._ledger.begin(_named, request, 0)
         waiting: Awaitable[Any] = self.get_response(request)
         try:
             response = await waiting
         except BaseException as error:
             failed = not isinstance(error, CancelledError | GeneratorExit)
-            self._ledger.end(number, _named(request, 0), failed=failed)
+            self._ledger.end(flight, _named(request, 0), failed=failed)
             raise
-        return self._over(number, request, response)
+        return self._over(flight, request, response)
 
-    def _over(self, number: Flight, request: Any, response: Any) -> Any:
+    def _over(self, flight: Flight, request: Any, response: Any) -> Any:
         status = getattr(response, "status_code", 0)
         route, failed = _named(request, status), status >= 500
         if not getattr(response, "streaming", False):
-            self._ledger.end(number, route, failed=failed)
+            self._ledger.end(flight, route, failed=failed)
             return response
-        end = _Once(lambda broken: self._ledger.end(number, route, failed=failed or broken))
+        end = _Once(lambda broken: self._ledger.end(flight, route, failed=failed or broken))
         if getattr(response, "file_to_stream", None) is not None:
             # Other content would take from the server the file that it may hand to the kernel.
             response.close = _closing(response.close, end)

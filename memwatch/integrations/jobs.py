@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from memwatch.routes import Ledger
+from memwatch.routes.flights import Flight
 
 PREFIX = "job:"
 MOST_UNDER_WAY = 10_000
@@ -19,7 +20,7 @@ class Jobs:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._under_way: dict[Hashable, tuple[int, str]] = {}
+        self._under_way: dict[Hashable, tuple[Flight, str]] = {}
 
     def begin(self, identity: Hashable, name: object) -> None:
         """A job begins; one of the same id that never ended is forgotten."""

@@ -37,13 +37,13 @@ class CountsJobs:
         """Run one job, counted."""
         book = ledger()
         route = route_of(_name(job))
-        number = book.begin(route)
+        flight = book.begin(route)
         succeeded = False
         try:
             succeeded = super().perform_job(job, *args, **kwargs)  # type: ignore[misc]
             return succeeded
         finally:
-            book.end(number, route, failed=not succeeded)
+            book.end(flight, route, failed=not succeeded)
 
 
 def _name(job: Any) -> str | None:

@@ -42,7 +42,7 @@ class MemwatchMiddleware:
         """The WSGI interface."""
         flight = self._flights.wsgi(self._named, environ, start_response, self._route is None)
         try:
-            answer = self.application(environ, flight)
+            answer: Any = self.application(environ, flight)
         except BaseException:
             flight.over(True)
             raise

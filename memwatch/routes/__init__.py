@@ -1,8 +1,8 @@
 """Per route and per job: requests, errors, response times, and which route leaks how many bytes per request.
 
-    number = routes.ledger().begin("job:thumbnails")
+    flight = routes.ledger().begin("job:thumbnails")
     ...
-    routes.ledger().end(number, "job:thumbnails", failed=False)
+    routes.ledger().end(flight, "job:thumbnails", failed=False)
 
 Integrations call these two; a watcher reads what was counted.  `ledger` counts, `history` keeps counts and levels over time,
 `regression` judges (pure), `attribution` is what a watcher has of it all.

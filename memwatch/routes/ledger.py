@@ -44,8 +44,8 @@ FASTEST_FILL_BYTES_PER_S = 20e9
 """No core touches new pages faster (the kernel clears them: some 1 to 10 GB/s; guess, on the safe side): a request that took less
 than a threshold's worth has not grown by it, and needs no second reading."""
 BATCH = 64
-"""Requests that are over are written into their rows by so many at a time, in some 50 µs: code and data that come into the processor's
-caches once for all of them cost a tenth of what they cost between two requests that do something else."""
+"""Requests that are over are written into their rows by so many at a time, in some 50 µs: code and data that come into the
+processor's caches once for all of them cost a tenth of what they cost between two requests that do something else."""
 SAY_AGAIN_S = 600.0
 """A route that grows with each request is told of once in this time."""
 NOTES_KEPT = 20
