@@ -67,9 +67,9 @@ def build(tree: Path, *flags: str) -> None:
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     include = sysconfig.get_paths()["include"]
-    for name in ("_sampler", "_heap"):
-        source = tree / f"memwatch/evidence/{name}.c"
-        target = source.with_name(f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}")
+    for name in ("evidence/_sampler", "evidence/_heap", "routes/_flights"):
+        source = tree / f"memwatch/{name}.c"
+        target = source.with_name(f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}")
         subprocess.run(["gcc", *FLAGS, *flags, f"-I{include}", "-o", target, source, "-lm", "-ldl"], check=True)
 
 
@@ -86,7 +86,7 @@ def address(tree: Path) -> bool:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1:detect_stack_use_after_return=0",
     }
     well = True
-    for name in ("test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py"):
+    for name in ("test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py", "test_routes_ledger.py"):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", NOT_UNDER_ASAN, f"tests/{name}"],
             cwd=tree, env=environment, capture_output=True, text=True, check=False,

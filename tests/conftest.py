@@ -61,3 +61,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("elsewhere: mounting a small file system needs root")
     yield mountpoint
     subprocess.run(["umount", "--lazy", mountpoint], check=True)
+
+
+@pytest.fixture(params=["extension", "python"])
+def flights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger of this process, empty, once with what counts requests in C and once with what does so in Python."""
+    from memwatch import routes
+    from memwatch.routes.flights import Flights
+    from memwatch.routes.ledger import fastest
+
+    kind = fastest() if request.param == "extension" else Flights
+    if request.param == "extension" and kind is Flights:
+        pytest.skip("elsewhere: the extension memwatch.routes._flights is not built here")
+    monkeypatch.setattr(routes, "_ledger", routes.Ledger(flights=kind))

@@ -222,6 +222,7 @@ def test_a_method_that_is_none_makes_no_route_of_its_own() -> None:
     assert figures()["OTHER /a"].requests == 3
 
 
+@pytest.mark.usefixtures("flights")
 def test_a_given_function_names_the_route_and_one_that_raises_is_replaced() -> None:
     def by_host(scope: Any) -> str:
         return str(scope["headers"]["host"])
@@ -235,6 +236,7 @@ def test_a_given_function_names_the_route_and_one_that_raises_is_replaced() -> N
     assert {name: row.requests for name, row in figures().items()} == {"a.example": 1, "GET /x": 1}
 
 
+@pytest.mark.usefixtures("flights")
 def test_a_cancelled_request_is_counted_is_no_error_and_stays_cancelled() -> None:
     async def main() -> None:
         reached = asyncio.Event()
@@ -267,6 +269,7 @@ def test_an_exception_is_raised_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", ["websocket", "lifespan"])
+@pytest.mark.usefixtures("flights")
 def test_what_is_no_request_passes_untouched_and_uncounted(kind: str) -> None:
     seen: list[Any] = []
 
@@ -280,6 +283,7 @@ def test_what_is_no_request_passes_untouched_and_uncounted(kind: str) -> None:
     assert figures() == {}
 
 
+@pytest.mark.usefixtures("flights")
 def test_nothing_of_a_request_is_kept_when_it_is_over() -> None:
     import gc
     import weakref
@@ -304,6 +308,7 @@ def test_nothing_of_a_request_is_kept_when_it_is_over() -> None:
 
 
 @pytest.mark.parametrize("status", [None, "500"])
+@pytest.mark.usefixtures("flights")
 def test_a_status_that_is_no_number_is_the_servers_to_refuse(status: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": status})

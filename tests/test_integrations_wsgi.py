@@ -138,6 +138,7 @@ class Closing:
         self.closed += 1
 
 
+@pytest.mark.usefixtures("flights")
 def test_a_request_is_under_way_until_its_answer_is_closed_and_the_answers_own_close_is_called_once() -> None:
     inner = Closing(b"a", b"b")
 
@@ -156,6 +157,7 @@ def test_a_request_is_under_way_until_its_answer_is_closed_and_the_answers_own_c
     assert figures()["GET /a"].requests == 1
 
 
+@pytest.mark.usefixtures("flights")
 def test_an_answer_that_nobody_closes_is_over_when_it_is_thrown_away() -> None:
     answer: Any = MemwatchMiddleware(lambda environ, start: Closing(b"a"))(environ("/a"), start_response)
     next(answer)
@@ -164,12 +166,14 @@ def test_an_answer_that_nobody_closes_is_over_when_it_is_thrown_away() -> None:
     assert figures()["GET /a"].requests == 1
 
 
+@pytest.mark.usefixtures("flights")
 def test_a_list_is_passed_on_as_it_is() -> None:
     body = [b"x"]
     assert MemwatchMiddleware(lambda environ, start: body)(environ("/a"), start_response) is body
     assert figures()["GET /a"].requests == 1
 
 
+@pytest.mark.usefixtures("flights")
 def test_what_the_application_raises_is_raised_and_counted() -> None:
     problem = RuntimeError("mine")
 
@@ -182,6 +186,7 @@ def test_what_the_application_raises_is_raised_and_counted() -> None:
     assert figures()["GET /a"].errors == 1
 
 
+@pytest.mark.usefixtures("flights")
 def test_start_response_gives_the_servers_write_and_takes_exc_info() -> None:
     def write(chunk: bytes) -> None: ...
 
@@ -219,6 +224,7 @@ def test_whatever_is_asked_for_memory_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [200, None, b"200 OK"])
+@pytest.mark.usefixtures("flights")
 def test_a_status_line_that_is_no_text_is_the_servers_to_refuse(line: Any) -> None:
     given: list[Any] = []
 

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import tracemalloc
+import weakref
 
 import pytest
 
@@ -16,13 +17,15 @@ from memwatch.testing import FakeClock
 
 MIB = 2**20
 
+pytestmark = pytest.mark.usefixtures("flights")
+
 
 class Book:
     """A ledger on a clock and a memory that move when told to."""
 
     def __init__(self, threshold: float = 10 * MIB) -> None:
         self.clock = FakeClock()
-        self.ledger = Ledger(self.clock.monotonic)
+        self.ledger = Ledger(self.clock.monotonic, flights=type(process_ledger().flights))
         self.rss = 100.0 * MIB
         self.ledger.read_rss = lambda: self.rss
         self.ledger.threshold_bytes = threshold
@@ -114,7 +117,7 @@ def test_there_is_always_a_row_left_for_paths_without_a_route() -> None:
 
 
 def test_threads_that_count_at_once_lose_nothing() -> None:
-    ledger = Ledger()
+    ledger = process_ledger()
 
     def work() -> None:
         for number in range(5000):
@@ -257,3 +260,98 @@ def test_a_path_of_any_length_is_named_at_once() -> None:
 
 def test_only_methods_of_http_are_methods() -> None:
     assert [method(word) for word in ("GET", "get", "PROPFIND", None)] == ["GET", "OTHER", "OTHER", "OTHER"]
+
+
+# -- what is held --------------------------------------------------------------------------------------------------------------
+
+
+class Thing(dict):  # type: ignore[type-arg]
+    """What a program gave."""
+
+
+def test_what_a_request_was_given_is_let_go_when_it_is_over_even_if_it_holds_its_own_send() -> None:
+    flights = process_ledger().flights
+    gone = []
+    for number in range(3):
+        scope, environ = Thing(method="GET", path="/a"), Thing(REQUEST_METHOD="GET")
+        gone += [weakref.ref(scope), weakref.ref(environ)]
+        asgi = flights.asgi(lambda *_: "GET /a", scope, print, True)
+        wsgi = flights.wsgi(lambda *_: "GET /b", environ, print, True)
+        scope["state"], environ["start"] = asgi, wsgi
+        asgi.over()
+        wsgi.over(number == 1)
+        del scope, environ, asgi, wsgi
+    assert [ref() for ref in gone] == [None] * 6
+    assert process_ledger().in_flight == 0
+    figures = {row.route: (row.requests, row.errors) for row in process_ledger().figures(["GET /a", "GET /b"])}
+    assert figures == {"GET /a": (3, 0), "GET /b": (3, 1)}
+
+
+def test_a_million_requests_leave_nothing_behind() -> None:
+    ledger = process_ledger()
+    flights = ledger.flights
+
+    class Route:
+        path = "/users/{id}"
+
+    def some() -> None:
+        for number in range(20_000):
+            request = flights.asgi(lambda *_: "GET /a", {"method": "GET", "route": Route}, lambda message: message, True)
+            request({"type": "http.response.start", "status": 200 + number})
+            request.over()
+            answer = flights.wsgi(lambda *_: "GET /b", {}, lambda *arguments: arguments, number % 2 == 0)
+            answer(f"{200 + number % 300} OK", [])
+            assert list(answer.answer([b"x"])) == [b"x"]
+            answer.close()
+            ledger.end(ledger.begin(), f"job:{number % 5}")
+            ledger.forget(ledger.begin("job:never"))
+            del request, answer
+
+    some()
+    tracemalloc.start()
+    some()
+    ledger.write()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(3):
+        some()
+    ledger.write()
+    assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    tracemalloc.stop()
+    assert ledger.in_flight == 0
+    (users,) = ledger.figures(["GET /users/{id}"])
+    assert users.requests == 100_000
+    assert users.errors == 5 * (20_000 - 300)
+
+
+def test_whatever_the_program_gives_no_request_fails_by_it() -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(name)
+
+        def __getitem__(self, name: str) -> object:
+            raise RuntimeError(name)
+
+    def named(*_: object) -> str:
+        return "GET /named"
+
+    ledger = process_ledger()
+    for scope in (
+        {"route": Broken(), "method": "GET"},
+        {"route": None},
+        {"method": None, "route": object()},
+        {"root_path": Broken()},
+    ):
+        request = ledger.flights.asgi(named, scope, lambda message: message, True)
+        for message in ({}, None, Broken(), {"type": Broken()}, {"type": "http.response.start", "status": "200 OK"}):
+            assert request(message) is message
+        request.over()
+        request.over()
+    for environ in ({"werkzeug.request": Broken(), "REQUEST_METHOD": "GET"}, {"werkzeug.request": None}, {}):
+        answer = ledger.flights.wsgi(named, environ, lambda *arguments: arguments, True)
+        assert answer(None, []) == (None, [])
+        assert answer("", [], None) == ("", [], None)
+        answer.close()
+        answer.close()
+        assert list(answer) == []
+    assert sum(ledger.counts()) == 7
+    assert ledger.in_flight == 0

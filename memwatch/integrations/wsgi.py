@@ -42,7 +42,7 @@ class MemwatchMiddleware:
         """The WSGI interface."""
         flight = self._flights.wsgi(self._named, environ, start_response, self._route is None)
         try:
-            answer: Any = self.application(environ, flight)
+            answer = self.application(environ, flight)
         except BaseException:
             flight.over(True)
             raise
@@ -51,7 +51,8 @@ class MemwatchMiddleware:
             return answer
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(answer, wrapper):
-            return _followed(answer, flight.over)
+            followed: Iterable[bytes] = _followed(answer, flight.over)
+            return followed
         return flight.answer(answer)
 
     def _named(self, environ: Environ, code: str) -> str:

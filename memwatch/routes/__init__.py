@@ -19,17 +19,23 @@ from memwatch.routes.ledger import OTHER, RELATIVE_ERROR, UNMATCHED, Figures, Le
 __all__ = ["OTHER", "RELATIVE_ERROR", "UNMATCHED", "Figures", "Ledger", "known", "ledger"]
 
 _ledger: Ledger | None = None
+_registered = False
 
 
 def ledger() -> Ledger:
     """The ledger of this process; a forked child's begins empty."""
-    global _ledger
+    global _ledger, _registered
     if _ledger is None:
-        made = Ledger()
-        _ledger = made
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=made.clear)
+        _ledger = Ledger()
+    if not _registered and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_begin_anew)
+        _registered = True
     return _ledger
+
+
+def _begin_anew() -> None:
+    if _ledger is not None:
+        _ledger.clear()
 
 
 def known() -> Ledger | None:
