@@ -25,14 +25,16 @@ CELERY = ["celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel",
 TELL = """
 import json, os, pathlib, threading, memwatch
 from memwatch import routes
+told_one_at_a_time = threading.Lock()  # or a slower thread would put older counts in the place of newer ones
 def tell(end="jobs"):
-    book = routes.ledger()
-    rows = {row.route: [row.requests, row.errors, row.in_flight] for row in book.figures(book.names())}
-    current = memwatch.current()
-    told = {"pid": os.getpid(), "watched": current is not None and current.running, "rows": rows}
-    new = pathlib.Path(f"told-{os.getpid()}-{threading.get_ident()}.new")
-    new.write_text(json.dumps(told))
-    new.rename(f"told-{os.getpid()}.json")
+    with told_one_at_a_time:
+        book = routes.ledger()
+        rows = {row.route: [row.requests, row.errors, row.in_flight] for row in book.figures(book.names())}
+        current = memwatch.current()
+        told = {"pid": os.getpid(), "watched": current is not None and current.running, "rows": rows}
+        new = pathlib.Path(f"told-{os.getpid()}.new")
+        new.write_text(json.dumps(told))
+        new.rename(f"told-{os.getpid()}.json")
 """
 
 
