@@ -224,6 +224,43 @@ def test_shares_of_holders_are_of_the_growth_that_was_measured_and_what_was_lost
     assert found.explains == pytest.approx(0.5)
 
 
+def _allocate_fast() -> float:
+    """A gigabyte that is freed at once; returns how many samples it took."""
+    sampler = pytest.importorskip("memwatch.evidence._sampler", reason="elsewhere: the extension is not built")
+    before = sampler.statistics()["samples"]
+    for _ in range(10_000):
+        bytearray(100_000)
+    return float(sampler.statistics()["samples"] - before)
+
+
+def test_a_burst_of_allocations_is_not_sampled_without_bound_not_even_while_something_is_looked_into() -> None:
+    sampling = sites.Sampling(None)
+    try:
+        sampling.refine(4096)
+        assert _allocate_fast() < 2_000
+        sampling.refine(None)
+        assert _allocate_fast() < 1_000
+    finally:
+        sampling.stop()
+
+
+def test_a_mean_that_was_asked_for_is_kept_whatever_is_allocated_and_a_watchers_governor_is_back_after_a_test_was_looked_into() -> (
+    None
+):
+    adapting = sites.Sampling(None)
+    try:
+        before = adapting.module.statistics()
+        asked = sites.Sampling(65536)
+        assert _allocate_fast() > 5_000
+        assert adapting.module.statistics()["mean_bytes"] == 65536
+        asked.give_back(before)
+        assert _allocate_fast() < 1_000
+        assert sites.Sampling.in_use()
+    finally:
+        adapting.stop()
+    assert not sites.Sampling.in_use()
+
+
 def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_finely() -> None:
     class Counted:
         samples = 0.0

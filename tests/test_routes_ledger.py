@@ -265,8 +265,8 @@ def test_only_methods_of_http_are_methods() -> None:
 # -- what is held --------------------------------------------------------------------------------------------------------------
 
 
-class Thing(dict):  # type: ignore[type-arg]
-    """What a program gave."""
+class Thing(dict[str, object]):
+    """What a program gave, and can be referred to weakly."""
 
 
 def test_what_a_request_was_given_is_let_go_when_it_is_over_even_if_it_holds_its_own_send() -> None:

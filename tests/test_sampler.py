@@ -431,6 +431,16 @@ def test_a_program_that_allocates_much_at_once_is_not_held_up_by_its_samples_and
     assert sampler.statistics()["samples"] - before > 1_000  # nobody minds
 
 
+def test_a_governor_ends_with_the_sampler() -> None:
+    sampler.start(1024)
+    sampler.govern(100.0, 2**20)
+    sampler.stop()
+    sampler.start(1024)
+    kept = strings(10_000)
+    assert sampler.statistics()["mean_bytes"] == 1024
+    del kept
+
+
 @pytest.mark.parametrize("coarsest", [0, 2**31])
 def test_a_coarsest_mean_that_cannot_be_is_refused(coarsest: int) -> None:
     with pytest.raises(ValueError, match=f"must be from 1024 to 1073741824, not {coarsest}"):

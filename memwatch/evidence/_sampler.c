@@ -1669,6 +1669,7 @@ sampler_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         store(native.on, false);
         lock();
         store(active, false);
+        most_per_s = 0.0; /* whoever starts it next has not asked for that */
         forget_samples();
         unmap(book, sizeof(struct book));
         book = NULL;

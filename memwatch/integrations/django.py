@@ -13,6 +13,7 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
+from memwatch.integrations.wsgi import followed
 from memwatch.routes import UNMATCHED, ledger
 from memwatch.routes.flights import Flight
 from memwatch.routes.names import method, normalised
@@ -70,8 +71,7 @@ class MemwatchMiddleware:
         end = _Once(lambda broken: self._ledger.end(flight, route, failed=failed or broken))
         if getattr(response, "file_to_stream", None) is not None:
             # Other content would take from the server the file that it may hand to the kernel.
-            response.close = _closing(response.close, end)
-            return response
+            return followed(response, lambda: end(False))
         chunks = response.streaming_content
         # Setting the content keeps what Django closes with the answer: the chunks' own close is among it.
         response.streaming_content = _streamed_async(chunks, end) if response.is_async else _streamed(chunks, end)
@@ -93,16 +93,6 @@ class _Once:
 
     def __del__(self) -> None:
         self(False)
-
-
-def _closing(close: Callable[[], None], end: _Once) -> Callable[[], None]:
-    def closed() -> None:
-        try:
-            close()
-        finally:
-            end(False)
-
-    return closed
 
 
 def _streamed(chunks: Iterator[bytes], end: _Once) -> Iterator[bytes]:

@@ -237,7 +237,7 @@ class AsgiFlight(Flight):
                 # What most requests are: the name is put together later, when the rows are written.
                 verb, template = scope["method"], scope["route"].path
         except Exception:
-            pass
+            pass  # no framework that says: `named` knows what else there is
         if type(template) is not str or type(verb) is not str:
             verb, template = None, self._named(scope, self.root, status)
         self._flights._land(self, template, verb, failed)
@@ -284,7 +284,7 @@ class WsgiFlight(Flight):
                     # What most requests are: the name is put together later, when the rows are written.
                     verb, name = environ["REQUEST_METHOD"], environ["werkzeug.request"].url_rule.rule
             except Exception:
-                pass
+                pass  # not Flask: `named` knows what else there is
             if type(name) is not str or type(verb) is not str:
                 verb, name = None, self._named(environ, self._code)
             self._name, self._verb = name, verb
