@@ -1,7 +1,7 @@
 """What every route and job did: counted as it is done, in bounded memory, at next to no cost.
 
-Law: nothing of a request is kept when it is over but numbers in arrays that exist already, and until the next batch its route and how
-long it took.  Whatever paths come, there are at most `MOST_ROUTES` rows; the others share `OTHER`.
+Law: nothing of a request is kept when it is over but numbers in arrays that exist already, and until the next batch its route and
+how long it took.  Whatever paths come, there are at most `MOST_ROUTES` rows; the others share `OTHER`.
 """
 
 from __future__ import annotations
