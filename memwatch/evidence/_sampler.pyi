@@ -96,6 +96,7 @@ def statistics() -> dict[str, float]:
 
     `samples` taken since start, `live`, `dropped` (no memory for the table), `thinned` (the table was full; the mean has risen),
     `stacks`, `frames`, `stacks_dropped` (counted under one common stack), `compactions`, `reinstalled`, `mean_bytes`, `depth`,
-    `most_per_s` and `coarsest_bytes` of the governor (0: none), `own_bytes`, `arenas_bytes` (pymalloc's arenas since start, net), `native` (1 while it is watched), `native_readings`, and
+    `most_per_s` and `coarsest_bytes` of the governor (0: none), `own_bytes`, `arenas_bytes` (pymalloc's arenas since start, net),
+    `native` (1 while it is watched), `native_readings`, and
     `mode`: 0 stopped, 1 pymalloc (with `small_limit`), 2 every allocation and free hooked, 3 RAW only.
     """
