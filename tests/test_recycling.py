@@ -105,7 +105,7 @@ def test_what_is_not_known_to_end_well_is_refused_with_the_reason(monkeypatch: p
 # -- how: real servers under load ----------------------------------------------------------------------------------------------
 
 LEAKS = """
-import os
+import os, threading
 kept = []
 def leaks():  # the first worker alone
     try:
@@ -116,10 +116,12 @@ def leaks():  # the first worker alone
         file.write(str(os.getpid()))
     return True
 role = None
+deciding = threading.Lock()  # or another thread of the worker that leaks says that it does not
 def serve():
     global role
-    if role is None:
-        role = leaks()
+    with deciding:
+        if role is None:
+            role = leaks()
     if role:
         kept.append(bytearray(30000))
     return str(os.getpid()).encode()
