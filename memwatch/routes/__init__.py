@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 
-from memwatch.routes.ledger import OTHER, RELATIVE_ERROR, UNMATCHED, Figures, Ledger
+from memwatch.routes.buckets import RELATIVE_ERROR
+from memwatch.routes.ledger import OTHER, UNMATCHED, Figures, Ledger
 
 __all__ = ["OTHER", "RELATIVE_ERROR", "UNMATCHED", "Figures", "Ledger", "known", "ledger"]
 

@@ -6,6 +6,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
+#include <math.h>
+#include <stdint.h>
 #include <string.h>
 #include <time.h>
 
@@ -13,12 +15,20 @@
 
 typedef struct Flight Flight;
 
+/* Requests that are over, by route and verb. */
 typedef struct {
     PyObject *route; /* str, owned */
     PyObject *verb;  /* str, owned, or NULL */
-    double took_s;   /* negative: unknown */
-    char failed;
-} Over;
+    Py_uhash_t hash; /* of both */
+    Py_ssize_t requests, errors;
+    uint32_t *took; /* how many, for each bucket of time; NULL until there is one */
+} Done;
+
+typedef struct {
+    Py_ssize_t used;
+    uint16_t *index; /* 1 + the place in `done`, by hash; 0: free */
+    Done *done;
+} Waiting;
 
 typedef struct {
     PyObject_HEAD
@@ -29,9 +39,11 @@ typedef struct {
     Flight *alone; /* borrowed, only compared */
     double before; /* resident memory when `alone` began */
     double threshold_bytes, spent_s, busy_s, duty, fastest;
-    Py_ssize_t batch, most;
-    Over *over;
-    Py_ssize_t waiting, room;
+    double first_s, log_first, per_e; /* the scale of the buckets: buckets.py */
+    Py_ssize_t buckets;
+    Py_ssize_t batch, most, mask; /* mask: places in the index, less one */
+    Waiting *waiting;
+    Py_ssize_t waiting_requests;
 } Flights;
 
 /* What all kinds begin with. */
@@ -52,6 +64,8 @@ struct Flight {
 };
 
 enum { PLAIN, ASGI, WSGI };
+
+#define MOST_ROWS 4096 /* an index is 16 bits wide */
 
 typedef struct {
     PyTypeObject *flights, *plain, *asgi, *wsgi;
@@ -176,31 +190,129 @@ depart(Flights *self, Flight *flight, State *state)
     self->flying++;
 }
 
+/* ---------------------------------------------------------------- those that are over */
+
+static Waiting *
+new_waiting(Flights *self)
+{
+    size_t places = (size_t)self->mask + 1, rows = (size_t)self->batch;
+    Waiting *waiting = PyMem_Calloc(1, sizeof(Waiting) + rows * sizeof(Done) + places * sizeof(uint16_t));
+    if (waiting != NULL) {
+        waiting->done = (Done *)(waiting + 1);
+        waiting->index = (uint16_t *)(waiting->done + rows);
+    }
+    return waiting;
+}
+
+/* Ready to be used again.  The names are exact strings: no code of anybody's runs when they go. */
+static void
+empty_waiting(Flights *self, Waiting *waiting)
+{
+    for (Py_ssize_t place = 0; place < waiting->used; place++) {
+        Done *done = &waiting->done[place];
+        Py_CLEAR(done->route);
+        Py_CLEAR(done->verb);
+        done->requests = done->errors = 0;
+        if (done->took != NULL) {
+            memset(done->took, 0, (size_t)self->buckets * sizeof(uint32_t));
+        }
+    }
+    waiting->used = 0;
+    memset(waiting->index, 0, ((size_t)self->mask + 1) * sizeof(uint16_t));
+}
+
+static void
+free_waiting(Flights *self, Waiting *waiting)
+{
+    if (waiting != NULL) {
+        empty_waiting(self, waiting);
+        for (Py_ssize_t place = 0; place < self->batch; place++) {
+            PyMem_Free(waiting->done[place].took);
+        }
+        PyMem_Free(waiting);
+    }
+}
+
+static int
+same(PyObject *one, PyObject *other)
+{
+    return one == other || (one != NULL && other != NULL && PyUnicode_Compare(one, other) == 0);
+}
+
+/* The row of that route and verb, which are exact strings; NULL if there is no room for a new one. */
+static Done *
+row_of(Flights *self, PyObject *route, PyObject *verb, Py_uhash_t hash)
+{
+    Waiting *waiting = self->waiting;
+    if (waiting == NULL) {
+        waiting = self->waiting = new_waiting(self);
+        if (waiting == NULL) {
+            return NULL;
+        }
+    }
+    Py_ssize_t at = (Py_ssize_t)(hash & (Py_uhash_t)self->mask);
+    for (; waiting->index[at] != 0; at = (at + 1) & self->mask) {
+        Done *done = &waiting->done[waiting->index[at] - 1];
+        if (done->hash == hash && same(done->route, route) && same(done->verb, verb)) {
+            return done;
+        }
+    }
+    if (waiting->used == self->batch) {
+        return NULL;
+    }
+    Done *done = &waiting->done[waiting->used++];
+    waiting->index[at] = (uint16_t)waiting->used;
+    done->route = Py_NewRef(route);
+    done->verb = Py_XNewRef(verb);
+    done->hash = hash;
+    return done;
+}
+
+static Py_ssize_t
+bucket_of(const Flights *self, double took_s)
+{
+    if (!(took_s > self->first_s)) {
+        return 0;
+    }
+    double bucket = (log(took_s) - self->log_first) * self->per_e;
+    return bucket < (double)self->buckets ? (Py_ssize_t)bucket : self->buckets - 1;
+}
+
 static void
 note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed, State *state)
 {
-    if (self->waiting == self->room) {
-        /* Nobody has taken them: the owner is at it in another thread. */
-        Py_ssize_t room = self->room ? 2 * self->room : self->batch;
-        Over *larger = PyMem_Realloc(self->over, (size_t)room * sizeof(Over));
-        if (larger == NULL) {
-            return;
-        }
-        self->over = larger;
-        self->room = room;
+    /* Exact strings, whose hash and comparison run no code of anybody's. */
+    route = PyUnicode_FromObject(route);
+    verb = verb == NULL ? NULL : PyUnicode_FromObject(verb);
+    Py_uhash_t hash = route == NULL ? 0 : (Py_uhash_t)PyObject_Hash(route);
+    if (verb != NULL) {
+        hash = (hash ^ (Py_uhash_t)PyObject_Hash(verb)) * 1000003;
     }
-    Over *over = &self->over[self->waiting++];
-    over->route = Py_NewRef(route);
-    over->verb = Py_XNewRef(verb);
-    over->took_s = took_s;
-    over->failed = (char)failed;
-    if (self->waiting >= self->batch) {
-        PyObject *done = PyObject_CallMethodNoArgs(self->owner, state->s_write);
-        Py_XDECREF(done);
-        if (done == NULL) {
-            drop_error();
+    hash ^= hash >> 17;
+    Done *done = route == NULL ? NULL : row_of(self, route, verb, hash);
+    for (int turn = 0; done == NULL && route != NULL && turn < 3; turn++) {
+        /* No room: other threads may take it again before this one gets it. */
+        PyObject *written = PyObject_CallMethodNoArgs(self->owner, state->s_write);
+        Py_XDECREF(written);
+        drop_error();
+        done = row_of(self, route, verb, hash);
+    }
+    if (done != NULL) {
+        self->waiting_requests++;
+        done->requests++;
+        done->errors += failed != 0;
+        if (took_s >= 0) {
+            if (done->took == NULL) {
+                done->took = PyMem_Calloc((size_t)self->buckets, sizeof(uint32_t));
+            }
+            if (done->took != NULL) {
+                done->took[bucket_of(self, took_s)]++;
+            }
         }
     }
+    drop_error();
+    Py_XDECREF(route);
+    Py_XDECREF(verb);
 }
 
 static void
@@ -595,25 +707,19 @@ static PyType_Spec wsgi_spec = {
 
 /* ---------------------------------------------------------------- all of them */
 
-static void
-forget_over(Flights *self)
-{
-    while (self->waiting > 0) {
-        Over *over = &self->over[--self->waiting];
-        PyObject *route = over->route, *verb = over->verb;
-        Py_XDECREF(route);
-        Py_XDECREF(verb);
-    }
-}
-
 static PyObject *
 flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
 {
-    static char *names[] = {"owner", "clock", "batch", "most", "duty", "fastest_bytes_per_s", NULL};
+    static char *names[] = {"owner", "clock", "batch", "most", "duty", "fastest_bytes_per_s", "scale", NULL};
     PyObject *owner, *clock;
-    Py_ssize_t batch, most;
-    double duty, fastest;
-    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OOnndd", names, &owner, &clock, &batch, &most, &duty, &fastest)) {
+    Py_ssize_t batch, most, buckets;
+    double duty, fastest, first_s, log_first, per_e;
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OOnndd(dddn)", names, &owner, &clock, &batch, &most, &duty, &fastest, &first_s,
+                                     &log_first, &per_e, &buckets)) {
+        return NULL;
+    }
+    if (batch < 1 || batch > MOST_ROWS || buckets < 1) {
+        PyErr_Format(PyExc_ValueError, "batch is %zd and there are %zd buckets: 1 to %d, and at least 1, wanted", batch, buckets, MOST_ROWS);
         return NULL;
     }
     Flights *self = (Flights *)type->tp_alloc(type, 0);
@@ -622,7 +728,14 @@ flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
     }
     self->owner = Py_NewRef(owner);
     self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
-    self->batch = batch < 1 ? 1 : batch;
+    self->batch = batch;
+    for (self->mask = 1; self->mask < 2 * batch; self->mask *= 2) {
+    }
+    self->mask--;
+    self->first_s = first_s;
+    self->log_first = log_first;
+    self->per_e = per_e;
+    self->buckets = buckets;
     self->most = most;
     self->duty = duty;
     self->fastest = fastest;
@@ -637,7 +750,10 @@ flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
     }
     self->alone = NULL;
     self->spent_s = self->busy_s = 0.0;
-    forget_over(self);
+    if (self->waiting != NULL) {
+        empty_waiting(self, self->waiting);
+    }
+    self->waiting_requests = 0;
     Py_RETURN_NONE;
 }
 
@@ -802,36 +918,52 @@ flights_under_way(Flights *self, PyObject *Py_UNUSED(nothing))
     return found;
 }
 
+/* [(bucket, how many), ...] of what is not zero. */
+static PyObject *
+counted(const uint32_t *took, Py_ssize_t buckets)
+{
+    PyObject *found = PyList_New(0);
+    for (Py_ssize_t bucket = 0; found != NULL && took != NULL && bucket < buckets; bucket++) {
+        if (took[bucket] != 0) {
+            PyObject *pair = Py_BuildValue("nI", bucket, took[bucket]);
+            if (pair == NULL || PyList_Append(found, pair) < 0) {
+                Py_CLEAR(found);
+            }
+            Py_XDECREF(pair);
+        }
+    }
+    return found;
+}
+
 static PyObject *
 flights_take(Flights *self, PyObject *Py_UNUSED(nothing))
 {
     /* Out of reach first: making objects may run the collector, and that a finalizer that ends a request. */
-    Over *over = self->over;
-    Py_ssize_t count = self->waiting, room = self->room, index = 0;
-    self->over = NULL;
-    self->waiting = self->room = 0;
-    PyObject *found = PyList_New(count);
-    for (; found != NULL && index < count; index++) {
-        PyObject *took = over[index].took_s < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble(over[index].took_s);
-        PyObject *verb = over[index].verb == NULL ? Py_None : over[index].verb;
-        PyObject *row = took == NULL ? NULL : PyTuple_Pack(4, over[index].route, verb, took, over[index].failed ? Py_True : Py_False);
+    Waiting *waiting = self->waiting;
+    if (waiting == NULL) {
+        return PyList_New(0);
+    }
+    self->waiting = NULL;
+    self->waiting_requests = 0;
+    PyObject *found = PyList_New(waiting->used);
+    for (Py_ssize_t place = 0; found != NULL && place < waiting->used; place++) {
+        const Done *done = &waiting->done[place];
+        PyObject *took = counted(done->took, self->buckets);
+        PyObject *verb = done->verb == NULL ? Py_None : done->verb;
+        PyObject *row = took == NULL ? NULL : Py_BuildValue("OOnnO", done->route, verb, done->requests, done->errors, took);
         Py_XDECREF(took);
         if (row == NULL) {
             Py_CLEAR(found);
             break;
         }
-        PyList_SET_ITEM(found, index, row);
+        PyList_SET_ITEM(found, place, row);
     }
-    for (index = 0; index < count; index++) {
-        Py_XDECREF(over[index].route);
-        Py_XDECREF(over[index].verb);
-    }
-    if (self->over == NULL && room <= self->batch) {
-        self->over = over; /* the same room again */
-        self->room = room;
+    if (self->waiting == NULL) {
+        empty_waiting(self, waiting);
+        self->waiting = waiting; /* the same room again */
     }
     else {
-        PyMem_Free(over);
+        free_waiting(self, waiting);
     }
     return found;
 }
@@ -859,8 +991,7 @@ flights_dealloc(Flights *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     flights_clear(self);
-    forget_over(self);
-    PyMem_Free(self->over);
+    free_waiting(self, self->waiting);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -882,7 +1013,7 @@ static PyMemberDef flights_members[] = {
     {"threshold_bytes", T_DOUBLE, offsetof(Flights, threshold_bytes), 0, NULL},
     {"spent_s", T_DOUBLE, offsetof(Flights, spent_s), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(Flights, flying), READONLY, NULL},
-    {"waiting", T_PYSSIZET, offsetof(Flights, waiting), READONLY, NULL},
+    {"waiting", T_PYSSIZET, offsetof(Flights, waiting_requests), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

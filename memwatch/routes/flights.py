@@ -7,14 +7,17 @@ Law: nothing here raises into a request.  What the program gave (a scope, an env
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import count
 from time import perf_counter
 from typing import Any, Protocol
 
-Over = tuple[str, str | None, float | None, bool]
-"""Route, verb if the route does not begin with one, seconds where they are known, whether it failed."""
+from memwatch.routes.buckets import SCALE, bucket_of
+
+Done = tuple[str, str | None, int, int, list[tuple[int, int]]]
+"""Of requests that are over: their route, their verb if the route does not begin with one, how many, how many of them failed, and
+how many took how long (`buckets.bucket_of`), as far as that is known."""
 
 Said = tuple[str | Callable[..., str] | None, tuple[Any, ...]]
 """The route of a request under way, or a function that says it and its arguments."""
@@ -39,10 +42,11 @@ class Flights:
     Args:
         owner: is told when a batch is full, and reads memory.
         clock: monotonic seconds; None: the system's.
-        batch: so many that are over are handed on at once.
+        batch: when so many wait to be taken, `owner.write` is called: requests here, in the extension different routes.
         most: so many are timed at a time; what comes on top is counted only.
         duty: part of the time of requests that may be spent in `owner.resident`.
         fastest_bytes_per_s: a request that took less than the threshold at this speed is not compared.
+        scale: that of `buckets`, for the extension.
 
     Attributes:
         threshold_bytes: growth from which on `owner.compare` is told of a request that was alone; 0: never.
@@ -50,7 +54,14 @@ class Flights:
     """
 
     def __init__(
-        self, owner: Owner, clock: Callable[[], float] | None, batch: int, most: int, duty: float, fastest_bytes_per_s: float
+        self,
+        owner: Owner,
+        clock: Callable[[], float] | None,
+        batch: int,
+        most: int,
+        duty: float,
+        fastest_bytes_per_s: float,
+        scale: tuple[float, float, float, int] = SCALE,
     ) -> None:
         self._owner, self.clock = owner, clock or perf_counter
         self._batch, self._most, self._duty, self._fastest = batch, most, duty, fastest_bytes_per_s
@@ -64,7 +75,7 @@ class Flights:
         self._busy_s = 0.0
         self._alone: tuple[Flight, float] | None = None
         self._flying: dict[int, Said] = {}
-        self._over: deque[Over] = deque()
+        self._over: deque[tuple[str, str | None, float | None, bool]] = deque()
 
     def begin(self, route: str | Callable[..., str] | None = None, *arguments: Any) -> Flight:
         """A request begins.
@@ -144,14 +155,20 @@ class Flights:
         """Of each request under way what it is called."""
         return list(self._flying.values())
 
-    def take(self) -> list[Over]:
-        """What is over, once."""
-        over, found = self._over, []
+    def take(self) -> list[Done]:
+        """What is over, once; in the order in which the first of each was."""
+        over = self._over
+        groups: dict[tuple[str, str | None], list[tuple[float | None, bool]]] = {}
         for _ in range(len(over)):
             try:
-                found.append(over.popleft())
+                route, verb, took_s, failed = over.popleft()
             except IndexError:  # another thread takes too
                 break
+            groups.setdefault((route, verb), []).append((took_s, failed))
+        found = []
+        for (route, verb), group in groups.items():
+            took = Counter(bucket_of(took_s) for took_s, _ in group if took_s is not None)
+            found.append((route, verb, len(group), sum(failed for _, failed in group), list(took.items())))
         return found
 
     # No lock: each step is one call into C.  Nothing is claimed of two requests that overlap, whatever the order in which their

@@ -10,12 +10,12 @@ import importlib
 import math
 from array import array
 from collections.abc import Callable, Iterable
-from math import log
 from operator import add
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from memwatch import osthread
+from memwatch.routes.buckets import BUCKETS, SCALE, percentiles
 from memwatch.routes.flights import Flights
 from memwatch.routes.names import LONGEST_NAME, method
 
@@ -26,15 +26,6 @@ UNMATCHED = "(unmatched)"
 MOST_IN_FLIGHT = 10_000
 """Requests under way that are timed; more are only counted."""
 
-BUCKETS_PER_OCTAVE = 8
-RELATIVE_ERROR = 2 ** (0.5 / BUCKETS_PER_OCTAVE) - 1
-"""Of a percentile: 4.4 %, half a bucket."""
-FIRST_S = 1e-5
-"""What takes less is in the first bucket."""
-BUCKETS = 272
-"""Up to 43 hours; what takes longer is in the last."""
-_PER_E = BUCKETS_PER_OCTAVE / math.log(2)
-_FIRST = math.log(FIRST_S)
 RECENT_S = 300.0
 """Percentiles are of the last one to two times this."""
 
@@ -44,8 +35,9 @@ FASTEST_FILL_BYTES_PER_S = 20e9
 """No core touches new pages faster (the kernel clears them: some 1 to 10 GB/s; guess, on the safe side): a request that took less
 than a threshold's worth has not grown by it, and needs no second reading."""
 BATCH = 64
-"""Requests that are over are written into their rows by so many at a time, in some 50 µs: code and data that come into the
-processor's caches once for all of them cost a tenth of what they cost between two requests that do something else."""
+"""So many that are over wait to be written into their rows: requests, or with the extension, which counts them itself, different
+routes.  Code and data that come into the processor's caches once for all of them cost a tenth of what they cost between two
+requests that do something else."""
 SAY_AGAIN_S = 600.0
 """A route that grows with each request is told of once in this time."""
 NOTES_KEPT = 20
@@ -106,7 +98,7 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float] | None = None, *, flights: type[Flights] | None = None) -> None:
         self._clock = clock or perf_counter
-        self.flights = (flights or fastest())(self, clock, BATCH, MOST_IN_FLIGHT, DUTY, FASTEST_FILL_BYTES_PER_S)
+        self.flights = (flights or fastest())(self, clock, BATCH, MOST_IN_FLIGHT, DUTY, FASTEST_FILL_BYTES_PER_S, SCALE)
         self.begin, self.end, self.forget = self.flights.begin, self.flights.end, self.flights.forget
         self.clear()
 
@@ -139,17 +131,17 @@ class Ledger:
     def write(self) -> None:
         """Into their rows with all that are over."""
         with self._lock:
-            for route, verb, took_s, failed in self.flights.take():
-                if verb is not None:
-                    route = f"{method(verb)} {route}"
-                figures = self._routes.get(route) or self._new(route)
-                figures.requests += 1
-                if failed:
-                    figures.errors += 1
-                if took_s is not None:
-                    figures.recent[_bucket(took_s)] += 1
+            for route, verb, requests, errors, took in self.flights.take():
+                figures = self._row(_whole(route, verb))
+                figures.requests += requests
+                figures.errors += errors
+                for bucket, count in took:
+                    figures.recent[bucket] += count
 
-    def _new(self, route: str) -> _Route:
+    def _row(self, route: str) -> _Route:
+        figures = self._routes.get(route)
+        if figures is not None:
+            return figures
         # Two rows are kept free for what has no route of its own.
         if route not in (OTHER, UNMATCHED):
             if len(self._routes) >= MOST_ROUTES - 2:
@@ -180,11 +172,10 @@ class Ledger:
         if after is None or after - before < self.threshold_bytes:
             return
         self.write()
-        if verb is not None:
-            route = f"{method(verb)} {route}"
+        route = _whole(route, verb)
         now = self._clock()
         with self._lock:
-            figures = self._routes.get(route) or self._new(route)
+            figures = self._row(route)
             if self.flights.in_flight or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
                 return
             figures.told_s = now
@@ -246,15 +237,12 @@ class Ledger:
                 if known is None:
                     continue
                 requests, errors, total = known.requests, known.errors, list(map(add, known.recent, known.earlier))
-            found.append(Figures(route, requests, errors, under_way.get(route, 0), *_percentiles(total)))
+            found.append(Figures(route, requests, errors, under_way.get(route, 0), *percentiles(total)))
         return found
 
 
-def _bucket(took_s: float) -> int:
-    if took_s <= FIRST_S:
-        return 0
-    bucket = int((log(took_s) - _FIRST) * _PER_E)
-    return bucket if bucket < BUCKETS else BUCKETS - 1
+def _whole(route: str, verb: str | None) -> str:
+    return route if verb is None else f"{method(verb)} {route}"
 
 
 def _named(what: Any, arguments: tuple[Any, ...]) -> str | None:
@@ -264,20 +252,3 @@ def _named(what: Any, arguments: tuple[Any, ...]) -> str | None:
         return str(what(*arguments))
     except Exception:
         return None  # not routed yet
-
-
-def _percentiles(buckets: list[int]) -> tuple[float | None, float | None, float | None]:
-    total = sum(buckets)
-    if not total:
-        return None, None, None
-    wanted = [math.ceil(part * total) for part in (0.50, 0.95, 0.99)]
-    found: list[float] = []
-    sofar = 0
-    for bucket, count in enumerate(buckets):
-        if not count:
-            continue
-        sofar += count
-        while len(found) < 3 and sofar >= wanted[len(found)]:
-            # The middle of the bucket, on the scale it is cut on.
-            found.append(FIRST_S * 2 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE))
-    return found[0], found[1], found[2]
