@@ -13,6 +13,11 @@ def extension(name: str, *libraries: str) -> Extension:
     return Extension(f"memwatch.{name}", [path], extra_compile_args=["-O2"], libraries=list(libraries), optional=True)
 
 
-extensions = [extension("evidence._sampler", "m", "dl", "pthread"), extension("evidence._heap"), extension("routes._flights", "m")]
+extensions = [
+    extension("evidence._sampler", "m", "dl", "pthread"),
+    extension("evidence._heap"),
+    extension("routes._flights", "m"),
+    extension("caches._engine"),
+]
 
 setup(ext_modules=extensions if sys.implementation.name == "cpython" and sys.platform != "win32" else [])

@@ -67,7 +67,7 @@ def build(tree: Path, *flags: str) -> None:
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     include = sysconfig.get_paths()["include"]
-    for name in ("evidence/_sampler", "evidence/_heap", "routes/_flights"):
+    for name in ("evidence/_sampler", "evidence/_heap", "routes/_flights", "caches/_engine"):
         source = tree / f"memwatch/{name}.c"
         target = source.with_name(f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}")
         subprocess.run(["gcc", *FLAGS, *flags, f"-I{include}", "-o", target, source, "-lm", "-ldl"], check=True)

@@ -74,3 +74,15 @@ def flights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "extension" and kind is Flights:
         pytest.skip("elsewhere: the extension memwatch.routes._flights is not built here")
     monkeypatch.setattr(routes, "_ledger", routes.Ledger(flights=kind))
+
+
+@pytest.fixture(params=["extension", "python"])
+def storing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches, once with what stores in C and once with what does so in Python."""
+    from memwatch.caches.engine import Engine
+
+    in_python = getattr(Engine.__setitem__, "__wrapped__", None)
+    if request.param == "python" and in_python is not None:
+        monkeypatch.setattr(Engine, "__setitem__", in_python)
+    if request.param == "extension" and in_python is None:
+        pytest.skip("elsewhere: the extension memwatch.caches._engine is not built here")

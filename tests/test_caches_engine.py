@@ -22,12 +22,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from memwatch import caches
 from memwatch.caches import Cache, LRUCache, RemovalCause, TLRUCache, TTLCache
 from memwatch.caches.sizer import ENTRY_BYTES
 from memwatch.testing import FakeClock
+
+
+pytestmark = pytest.mark.usefixtures("storing")
 
 
 class Clock:
@@ -194,8 +197,8 @@ class AgainstAModel(RuleBasedStateMachine):
         assert self.cache.stats().removals == dict(counts)
 
 
-TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_whatever_is_done_to_it_a_cache_is_what_a_simple_model_of_it_is() -> None:
+    run_state_machine_as_test(AgainstAModel, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
 # --- exceptions anywhere
@@ -306,6 +309,29 @@ def test_a_key_whose_comparison_raises_leaves_the_cache_sound() -> None:
     cache[keys[3]] = "y"
     assert len(cache) == 3 and cache[keys[3]] == "y"
     sound(cache)
+
+
+def test_an_allocation_that_fails_anywhere_while_a_value_is_stored_leaves_the_cache_sound() -> None:
+    capi = pytest.importorskip("_testcapi", reason="elsewhere: this interpreter came without its test modules")
+    failed = 0
+    for nth in range(1, 200):
+        log = Log()
+        cache: Any = LRUCache(4, max_bytes=4000, ttl=10, on_remove=log, timer=Clock())
+        for number in range(4):
+            cache[f"key{number}"] = "value"
+        key, value = "a new key", b"its value"
+        capi.set_nomemory(nth, nth + 1)
+        try:
+            cache[key] = value
+        except MemoryError:
+            capi.remove_mem_hooks()
+            failed += 1
+            assert key not in cache or cache[key] is value
+            assert len(cache) >= 3
+        finally:
+            capi.remove_mem_hooks()
+        sound(cache)
+    assert failed > 5
 
 
 # --- threads, forks and the program's objects
