@@ -21,6 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"]
+TESTS = (
+    "test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py", "test_routes_ledger.py", "test_caches_engine.py",
+)  # fmt: skip
 # What the sanitizer itself changes: address space, stacks, malloc and its statistics; and tests of something else.
 NOT_UNDER_ASAN = (
     "not memory_ends and not tables_it_declines and not very_deep and not native_memory and not compiler and not own_test_suite "
@@ -86,7 +89,7 @@ def address(tree: Path) -> bool:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1:detect_stack_use_after_return=0",
     }
     well = True
-    for name in ("test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py", "test_routes_ledger.py"):
+    for name in TESTS:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", NOT_UNDER_ASAN, f"tests/{name}"],
             cwd=tree, env=environment, capture_output=True, text=True, check=False,
