@@ -4,6 +4,7 @@ CPU time per operation (each engine in a process of its own per round, engines i
 cachetools' LRU with a lock), bytes per entry, and hit ratios of three traces.  The engines are installed from PyPI.
 
 `full` is memwatch with everything on: a time to live, a bound in bytes with the sizes measured, a hook with a cause, statistics.
+`in Python` is it without the C extension that stores.
 """
 
 from __future__ import annotations
@@ -77,9 +78,15 @@ def engines(capacity: int) -> dict[str, Callable[[], Engine]]:
 
         return locked(getattr(cachetools, kind)(capacity, *arguments))
 
-    def memwatch(**more: Any) -> Engine:
+    def memwatch(*, extension: bool = True, **more: Any) -> Engine:
         from memwatch.caches import LRUCache
+        from memwatch.caches.engine import Engine as Storing
 
+        in_python = getattr(Storing.__setitem__, "__wrapped__", None)
+        if extension and in_python is None:
+            raise SystemExit("the extension memwatch.caches._engine is not built for this Python: pip install -e .")
+        if not extension:
+            Storing.__setitem__ = in_python or Storing.__setitem__  # type: ignore[method-assign]
         return indexed(LRUCache(capacity, **more))
 
     def cachebox(kind: str, *arguments: Any) -> Engine:
@@ -118,6 +125,7 @@ def engines(capacity: int) -> dict[str, Callable[[], Engine]]:
         "memwatch LRU": memwatch,
         "memwatch LRU, ttl": lambda: memwatch(ttl=3600),
         "memwatch LRU, full": lambda: memwatch(**everything),
+        "memwatch LRU, full, in Python": lambda: memwatch(extension=False, **everything),
         "memwatch clock": lambda: memwatch(policy="clock"),
         "memwatch clock, full": lambda: memwatch(policy="clock", **everything),
         "cachebox LRU": lambda: cachebox("LRUCache"),

@@ -50,6 +50,13 @@ class Response(NamedTuple):
     body: bytes
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None
+    """Of the body, where it is not sent (HEAD)."""
+
+    @property
+    def content_length(self) -> int:
+        """What the header of that name says."""
+        return len(self.body) if self.length is None else self.length
 
 
 class Refused(Exception):
@@ -107,12 +114,12 @@ class Endpoints:
         try:
             response = self._answer(request)
         except Refused as error:
-            body = {"error": error.detail}
-            response = Response(error.status, _json(body), headers=tuple(error.headers))
+            response = Response(error.status, _json({"error": error.detail}), headers=tuple(error.headers))
         except Exception as error:  # ours, not the caller's: said without what it holds
             response = Response(500, _json({"error": f"memwatch failed: {type(error).__name__}"}))
         fixed = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
-        return response._replace(body=b"" if head else response.body, headers=(*response.headers, *fixed))
+        response = response._replace(headers=(*response.headers, *fixed))
+        return response._replace(body=b"", length=len(response.body)) if head else response
 
     def _answer(self, request: Request) -> Response:
         path = request.path.rstrip("/") or "/"

@@ -244,7 +244,7 @@ class LiveSocket:
         """Answer and hang up; a client that has gone, or does not read, is not waited for."""
         word = "OK" if response.status < 400 else "Refused"
         head = [f"HTTP/1.1 {response.status} {word}", f"Content-Type: {response.content_type}", "Connection: close"]
-        head += [f"Content-Length: {len(response.body)}", *(f"{name}: {value}" for name, value in response.headers)]
+        head += [f"Content-Length: {response.content_length}", *(f"{name}: {value}" for name, value in response.headers)]
         with contextlib.suppress(OSError):
             client.settimeout(WRITE_S)
             client.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + response.body)

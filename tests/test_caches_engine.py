@@ -29,7 +29,6 @@ from memwatch.caches import Cache, LRUCache, RemovalCause, TLRUCache, TTLCache
 from memwatch.caches.sizer import ENTRY_BYTES
 from memwatch.testing import FakeClock
 
-
 pytestmark = pytest.mark.usefixtures("storing")
 
 

@@ -110,6 +110,13 @@ def test_percentiles_are_over_all_addresses() -> None:
     assert soak.latencies([], 10.0).p50_s is None
 
 
+def test_a_place_that_cannot_be_for_the_records_is_named_with_its_option(soaked: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done, _ = soaked("/", "--duration", "5s", "--keep", str(tmp_path / "file" / "records"))
+    assert done.returncode == 2
+    assert f"--keep: '{tmp_path}/file/records' cannot be made: Not a directory" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -157,9 +157,11 @@ def test_gc_is_post_and_only_that() -> None:
     assert endpoints.answer(Request("PUT", "/gc", headers=AUTHORISED)).headers[0] == ("Allow", "POST")
 
 
-def test_a_head_request_has_the_status_and_no_body() -> None:
-    response = endpoints_of(watcher_at({"rss": 1.0})).answer(Request("HEAD", "/memory", headers=AUTHORISED))
+def test_a_head_request_has_the_status_and_the_length_and_no_body() -> None:
+    endpoints = endpoints_of(watcher_at({"rss": 1.0}))
+    response = endpoints.answer(Request("HEAD", "/health"))
     assert (response.status, response.body) == (200, b"")
+    assert response.content_length == len(endpoints.answer(Request("GET", "/health")).body) > 0
 
 
 @pytest.mark.parametrize("token", ["short", "", " " * 20])

@@ -73,6 +73,30 @@ def endpoint() -> Iterator[Endpoint]:
     endpoint.close()
 
 
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """The address of a server whose answer never ends: a byte at a time, each well within the time."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            try:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not over.wait(0.05):
+                    connection.sendall(b"x")
+            except OSError:
+                pass  # it has hung up, as it should
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/hooks/s3cret"
+    over.set()
+    thread.join()
+    listener.close()
+
+
 def sent(sink: WebhookSink) -> None:
     """Wait until there is nothing left to send."""
     thread = sink._thread
@@ -142,6 +166,16 @@ def test_attempts_end_and_a_redirect_is_not_followed(
     assert endpoint.paths == ["/hooks/s3cret"] * attempts
     assert sink.dropped == 1
     assert f"it answered {answer}" in caplog.text
+
+
+def test_an_endpoint_whose_answer_drips_in_has_no_more_time_than_one_that_is_silent(
+    dripping: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = WebhookSink(dripping, timeout_s=0.5, attempts=1)
+    sink.told("leak", report_cases.leak())
+    sent(sink)
+    assert sink.dropped == 1
+    assert "it did not answer in time" in caplog.text
 
 
 def test_what_cannot_be_sent_is_counted_and_said_once_without_the_address(caplog: pytest.LogCaptureFixture) -> None:

@@ -234,7 +234,10 @@ def _ended_by_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _directory(keep: str | None) -> Iterator[Path]:
     if keep is not None:
-        Path(keep).mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            Path(keep).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise click.UsageError(f"--keep: {keep!r} cannot be made: {error.strerror}") from None
         yield Path(keep).resolve()
         return
     with tempfile.TemporaryDirectory(prefix="memwatch-soak-") as name:

@@ -64,7 +64,7 @@ def asgi_app(
                 {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
             )
             response = await _answered(endpoints, request)
-            headers = [(b"content-type", response.content_type.encode()), (b"content-length", b"%d" % len(response.body))]
+            headers = [(b"content-type", response.content_type.encode()), (b"content-length", b"%d" % response.content_length)]
             headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
             await send({"type": "http.response.body", "body": response.body})
@@ -92,7 +92,7 @@ def wsgi_app(
             phrase = HTTPStatus(response.status).phrase
         except ValueError:
             phrase = "Unknown"
-        fixed = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+        fixed = [("Content-Type", response.content_type), ("Content-Length", str(response.content_length))]
         start_response(f"{response.status} {phrase}", [*fixed, *response.headers])
         return [response.body]
 

@@ -7,15 +7,18 @@ and said once.  An address may hold a secret, and is never shown: no message, lo
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import socket
 import ssl
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from time import monotonic
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -48,7 +51,7 @@ class WebhookSink:
         url: `https://` or `http://`; a name and password in it are sent as Basic authentication.
         headers: sent along, such as `{"Authorization": "Bearer …"}`.
         occasions: send on these only [all; see `memwatch.audience.Occasion`].
-        timeout_s: for each attempt to connect, and for each read.
+        timeout_s: for each attempt to connect, and from then on for its answer, however slowly that comes.
         attempts: for each report; afterwards it is dropped.
         pause_s: before the second attempt.
 
@@ -196,7 +199,55 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+class _Timely(io.RawIOBase):
+    """What a server sends until the time is over: a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._raw = connection.makefile("rb", buffering=0)
+        self._until_s = monotonic() + (connection.gettimeout() or TIMEOUT_S)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._until_s - monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        given, self.fp = self.fp, io.BufferedReader(_Timely(sock))
+        given.close()
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, req)
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
 
 def _address(url: str) -> tuple[str, str, dict[str, str]]:
