@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What everything switched on costs a service per request: watcher, middleware and, if installed, Prometheus, against bare.
 
-    bench/middleware.py [--pairs 10] [--repeats 60] [--seconds 0.05] [--settle 11] [--connections 16]
+    bench/middleware.py [--pairs 48] [--repeats 15] [--seconds 0.05] [--settle 11] [--connections 16]
                         [--only starlette|flask] [--control] [--cost]
 
 A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on.  One
@@ -54,7 +54,7 @@ listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.bind(("127.0.0.1", 0))
 listener.listen()
 print(listener.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])
+uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=60)).run(sockets=[listener])
 """
 FLASK = """
 import os
@@ -90,6 +90,10 @@ def written(service: str, part: str) -> str:
     return f"PART = {part!r}\n" + service.replace("    ON\n", f"    {PARTS[part]}\n", 1)
 
 
+TOGETHER = 6
+"""Pairs that settle at a time."""
+
+
 class Service:
     """One server in a process of its own."""
 
@@ -108,7 +112,7 @@ class Service:
         else:
             (folder / "app.py").write_text(written(FLASK, part))
             command = [sys.executable, "-m", "gunicorn", "app:app", "--chdir", str(folder), "--bind", "127.0.0.1:0"]
-            command += ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "30", "--no-control-socket"]
+            command += ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "60", "--no-control-socket"]
             self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
             assert self.process.stderr is not None
             port = next(int(line.split("127.0.0.1:")[1].split()[0]) for line in self.process.stderr if "Listening at" in line)
@@ -144,37 +148,57 @@ class Service:
         self.process.wait()
 
 
-def once(kind: str, options: argparse.Namespace, turn: int) -> tuple[float, float, float, float]:
-    """One pair of new processes: requests per second bare and with everything on, and CPU per request in microseconds of both."""
-    with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / word for word in ("bare", "on")]
-        for folder in folders:
-            folder.mkdir()
-        connections = min(options.connections, 4) if kind == "flask" else options.connections
-        pair = [
-            Service(kind, on, folder, connections, options.part, turn)
-            for on, folder in zip((False, not options.control), folders, strict=True)
-        ]
-        rates: tuple[list[float], list[float]] = ([], [])
-        try:
-            for service in pair:
-                service.stretch(0.5)
-            ready = time.monotonic() + options.settle
-            while time.monotonic() < ready:
-                for service in pair:
-                    service.stretch(0.05)
-                time.sleep(0.1)  # under some load, not under all: until the watcher has looked once
-            for service in pair:
-                service.requests, service.used_s = 0, 0.0
-            # A B B A, or B A A B: whatever drifts in a line cancels out.
-            for which in ((0, 1, 1, 0), (1, 0, 0, 1))[turn % 2] * options.repeats:
-                rates[which].append(pair[which].stretch(options.seconds))
-        finally:
-            for service in pair:
-                service.end()
+Round = tuple[float, float, float, float]
+"""Requests per second bare and with everything on, and CPU per request in microseconds of both."""
+
+
+def started(kind: str, options: argparse.Namespace, turn: int, folder: Path) -> list[Service]:
+    """A pair of new processes: bare, and with everything on."""
+    folders = [folder / f"{turn}-{word}" for word in ("bare", "on")]
+    for each in folders:
+        each.mkdir()
+    connections = min(options.connections, 4) if kind == "flask" else options.connections
+    made = {
+        place: Service(kind, bool(place) and not options.control, folders[place], connections, options.part, turn)
+        for place in ((0, 1), (1, 0))[turn // 2 % 2]  # which is started first is not the same thing as which is which
+    }
+    return [made[0], made[1]]
+
+
+def measured(pair: list[Service], options: argparse.Namespace, turn: int) -> Round:
+    for service in pair:
+        service.stretch(0.2)
+        service.requests, service.used_s = 0, 0.0
+    rates: tuple[list[float], list[float]] = ([], [])
+    # A B B A, or B A A B: whatever drifts in a line cancels out.
+    for which in ((0, 1, 1, 0), (1, 0, 0, 1))[turn % 2] * options.repeats:
+        rates[which].append(pair[which].stretch(options.seconds))
     rate, ratio = statistics.median(rates[0]), statistics.median(on / bare for bare, on in zip(*rates, strict=True))
     cpu_us = [service.used_s / service.requests * 1e6 for service in pair]
     return rate, rate * ratio, cpu_us[0], cpu_us[1]
+
+
+def together(kind: str, options: argparse.Namespace, turns: list[int]) -> list[Round]:
+    """Pairs that settle side by side, and are measured one after the other."""
+    pairs: list[list[Service]] = []
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            for turn in turns:
+                pairs.append(started(kind, options, turn, Path(name)))
+            for pair in pairs:
+                for service in pair:
+                    service.stretch(0.5)
+            ready = time.monotonic() + options.settle
+            while time.monotonic() < ready:
+                # Under some load, not under all: until the watcher has looked once.
+                for pair in pairs:
+                    for service in pair:
+                        service.stretch(0.05)
+            return [measured(pair, options, turn) for pair, turn in zip(pairs, turns, strict=True)]
+        finally:
+            for pair in pairs:
+                for service in pair:
+                    service.end()
 
 
 def middle(values: list[float]) -> tuple[float, float, float]:
@@ -189,7 +213,9 @@ def middle(values: list[float]) -> tuple[float, float, float]:
 
 
 def compare(kind: str, options: argparse.Namespace) -> None:
-    rounds = [once(kind, options, turn) for turn in range(options.pairs)]
+    rounds: list[Round] = []
+    for first in range(0, options.pairs, TOGETHER):
+        rounds += together(kind, options, list(range(first, min(first + TOGETHER, options.pairs))))
     rate = [on / bare for bare, on, _, _ in rounds]
     cpu = [bare / on for _, _, bare, on in rounds]
     columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
@@ -269,14 +295,14 @@ def cost() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.05, help="of each stretch")
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument(
         "--settle",
         type=float,
         default=11.0,
         help="seconds between the start and the first stretch: what a service does once is not counted",
     )
-    parser.add_argument("--repeats", type=int, default=60, help="of the four stretches of a pair")
+    parser.add_argument("--repeats", type=int, default=15, help="of the four stretches of a pair")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", choices=("starlette", "flask"))
     parser.add_argument(

@@ -247,6 +247,7 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
 
     def __setitem__(self, key: K, value: V) -> None:
         # `_store` written out for what most caches are, with only what this one uses: half the instructions (bench/caches.py).
+        # `_engine.c` has the same steps, and takes the place of this where it is built: what changes here changes there.
         if self._is_special or self._flights is not None:
             if self._flights is not None:
                 self._flights.spoil(key)  # what is being loaded is out of date
