@@ -41,13 +41,15 @@ class MemwatchMiddleware:
         self.app = app
         self._route = route
         self._flights = ledger().flights
+        self._by_template = route is None
+        self._says = self._named  # one object for all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        flight = self._flights.asgi(self._named, scope, send, self._route is None)
+        flight = self._flights.asgi(self._says, scope, send, self._by_template)
         try:
             await self.app(scope, receive, flight)
         except BaseException as error:

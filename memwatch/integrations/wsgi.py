@@ -37,10 +37,12 @@ class MemwatchMiddleware:
         self.application = application
         self._route = route
         self._flights = ledger().flights
+        self._by_template = route is None
+        self._says = self._named  # one object for all requests
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The WSGI interface."""
-        flight = self._flights.wsgi(self._named, environ, start_response, self._route is None)
+        flight = self._flights.wsgi(self._says, environ, start_response, self._by_template)
         try:
             answer = self.application(environ, flight)
         except BaseException:

@@ -1,7 +1,11 @@
 /* Requests under way: what `flights.py` does, for every request, in a tenth of the time.
 
    `flights.py` documents it; both pass the same tests.  Everything here runs with the GIL held, and nothing of it raises into a
-   request: what our own side raises is dropped, what the application or the server raises is passed on. */
+   request: what our own side raises is dropped, what the application or the server raises is passed on.
+
+   What a request costs is not instructions but memory: between two requests the program has had the processor's caches to itself, and
+   each line of code or data that is touched comes from far away.  So what runs for each request touches little: an object of its own,
+   one row of `over`, and code that is kept together (HOT), away from what is seldom needed (COLD). */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -13,9 +17,21 @@
 
 #if !defined(Py_GIL_DISABLED) && !defined(MS_WINDOWS)
 
+#define HOT __attribute__((hot))
+#define COLD __attribute__((cold, noinline))
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
 typedef struct Flight Flight;
 
-/* Requests that are over, by route and verb. */
+/* A request that is over. */
+typedef struct {
+    PyObject *route; /* str, owned */
+    PyObject *verb;  /* str, owned, or NULL */
+    double took_s;   /* negative: unknown */
+    Py_ssize_t failed;
+} Over;
+
+/* Those that are over, by route and verb. */
 typedef struct {
     PyObject *route; /* str, owned */
     PyObject *verb;  /* str, owned, or NULL */
@@ -30,15 +46,26 @@ typedef struct {
     Done *done;
 } Waiting;
 
+typedef struct State State;
+
+/* So many that are over are counted at once: what that needs comes into the caches once for all of them. */
+#define BATCH 64
+
 typedef struct {
     PyObject_HEAD
-    PyObject *owner;
-    PyObject *clock; /* NULL: the system's */
-    Flight *first;   /* under way; borrowed, each leaves the list before it dies */
+    /* What each request needs, together. */
+    State *state;
+    Flight *first; /* under way; borrowed, each leaves the list before it dies */
     Py_ssize_t flying;
-    Flight *alone; /* borrowed, only compared */
+    Flight *alone;   /* borrowed, only compared */
+    PyObject *clock; /* NULL: the system's */
+    double threshold_bytes, busy_s;
+    Py_ssize_t over_count;
+    Over over[BATCH];
+    PyObject *module; /* owned: it has the state */
+    PyObject *owner;
     double before; /* resident memory when `alone` began */
-    double threshold_bytes, spent_s, busy_s, duty, fastest;
+    double spent_s, duty, fastest;
     double first_s, log_first, per_e; /* the scale of the buckets: buckets.py */
     Py_ssize_t buckets;
     Py_ssize_t batch, most, mask; /* mask: places in the index, less one */
@@ -51,46 +78,39 @@ struct Flight {
     PyObject_HEAD
     Flights *flights; /* owned */
     Flight *previous, *next;
-    char linked;
-    char kind;
     double began_s;
+    vectorcallfunc call;
+    char kind, linked, by_template, sent, broken, fives;
     PyObject *named;   /* says the route; or the route itself; or NULL */
     PyObject *subject; /* scope, environ, or a tuple of arguments; NULL once it is over */
     PyObject *pass;    /* the server's send or start_response */
-    /* ASGI: the root path it began with, and the status that was sent.  WSGI: the name, its verb, the answer and its iterator. */
-    PyObject *root, *status, *name, *verb, *answer, *chunks;
-    vectorcallfunc call;
-    char by_template, sent, broken, fives;
+    /* ASGI: the root path it began with, and the status that was sent. */
+    PyObject *root, *status;
+    /* WSGI alone: the name, its verb, the answer and its iterator.  The other kinds end before these. */
+    PyObject *name, *verb, *answer, *chunks;
 };
 
 enum { PLAIN, ASGI, WSGI };
 
 #define MOST_ROWS 4096 /* an index is 16 bits wide */
 
-typedef struct {
+struct State {
     PyTypeObject *flights, *plain, *asgi, *wsgi;
     PyObject *s_type, *s_start, *s_status, *s_root_path, *s_route, *s_path, *s_method;
     PyObject *s_request_method, *s_werkzeug, *s_url_rule, *s_rule, *s_write, *s_resident, *s_compare, *s_close, *s_empty, *zero;
-} State;
+};
 
 static struct PyModuleDef definition;
 
-static State *
-state_of(PyTypeObject *type)
-{
-    PyObject *module = PyType_GetModuleByDef(type, &definition);
-    return module == NULL ? NULL : (State *)PyModule_GetState(module);
-}
-
 /* What our own side raised. */
-static void
+COLD static void
 drop_error(void)
 {
     PyErr_Clear();
 }
 
 /* mapping[key], borrowed or owned alike: a new reference; NULL without an error if there is none or it cannot be had. */
-static PyObject *
+static inline PyObject *
 look_up(PyObject *mapping, PyObject *key)
 {
     PyObject *found;
@@ -101,30 +121,25 @@ look_up(PyObject *mapping, PyObject *key)
     else {
         found = PyObject_GetItem(mapping, key);
     }
-    if (found == NULL) {
+    if (UNLIKELY(found == NULL)) {
         drop_error();
     }
     return found;
 }
 
-static PyObject *
+static inline PyObject *
 attribute(PyObject *object, PyObject *name)
 {
     PyObject *found = PyObject_GetAttr(object, name);
-    if (found == NULL) {
+    if (UNLIKELY(found == NULL)) {
         drop_error();
     }
     return found;
 }
 
-static double
-now(Flights *self)
+COLD static double
+said_by_clock(Flights *self)
 {
-    if (self->clock == NULL) {
-        struct timespec time;
-        clock_gettime(CLOCK_MONOTONIC, &time);
-        return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-    }
     PyObject *said = PyObject_CallNoArgs(self->clock);
     double found = said == NULL ? 0.0 : PyFloat_AsDouble(said);
     Py_XDECREF(said);
@@ -134,9 +149,20 @@ now(Flights *self)
     return found;
 }
 
+static inline double
+now(Flights *self)
+{
+    if (UNLIKELY(self->clock != NULL)) {
+        return said_by_clock(self);
+    }
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
 /* ---------------------------------------------------------------- the list of those under way */
 
-static void
+static inline void
 unlink_flight(Flight *flight)
 {
     Flights *self = flight->flights;
@@ -157,27 +183,37 @@ unlink_flight(Flight *flight)
     self->flying--;
 }
 
-static void
-depart(Flights *self, Flight *flight, State *state)
+/* The first of those under way begins: how much memory there is now. */
+COLD static void
+weigh(Flights *self, Flight *flight)
+{
+    if (self->spent_s > self->duty * self->busy_s) {
+        return;
+    }
+    PyObject *before = PyObject_CallMethodNoArgs(self->owner, self->state->s_resident);
+    self->alone = NULL;
+    if (before != NULL && before != Py_None) {
+        self->before = PyFloat_AsDouble(before);
+        self->alone = flight;
+    }
+    Py_XDECREF(before);
+    if (PyErr_Occurred()) {
+        drop_error();
+        self->alone = NULL;
+    }
+}
+
+static inline void
+depart(Flights *self, Flight *flight)
 {
     if (self->flying > 0) {
         self->alone = NULL;
-        if (self->flying >= self->most) {
+        if (UNLIKELY(self->flying >= self->most)) {
             return;
         }
     }
-    else if (self->threshold_bytes > 0 && self->spent_s <= self->duty * self->busy_s) {
-        PyObject *before = PyObject_CallMethodNoArgs(self->owner, state->s_resident);
-        self->alone = NULL;
-        if (before != NULL && before != Py_None) {
-            self->before = PyFloat_AsDouble(before);
-            self->alone = flight;
-        }
-        Py_XDECREF(before);
-        if (PyErr_Occurred()) {
-            drop_error();
-            self->alone = NULL;
-        }
+    else if (self->threshold_bytes > 0) {
+        weigh(self, flight);
     }
     flight->began_s = now(self);
     flight->previous = NULL;
@@ -278,45 +314,96 @@ bucket_of(const Flights *self, double took_s)
     return bucket < (double)self->buckets ? (Py_ssize_t)bucket : self->buckets - 1;
 }
 
+/* Count one under its route; takes both names, which are exact strings: their hash and comparison run no code of anybody's. */
 static void
-note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed, State *state)
+count_over(Flights *self, const Over *over)
 {
-    /* Exact strings, whose hash and comparison run no code of anybody's. */
-    route = PyUnicode_FromObject(route);
-    verb = verb == NULL ? NULL : PyUnicode_FromObject(verb);
-    Py_uhash_t hash = route == NULL ? 0 : (Py_uhash_t)PyObject_Hash(route);
-    if (verb != NULL) {
-        hash = (hash ^ (Py_uhash_t)PyObject_Hash(verb)) * 1000003;
+    Py_uhash_t hash = (Py_uhash_t)PyObject_Hash(over->route);
+    if (over->verb != NULL) {
+        hash = (hash ^ (Py_uhash_t)PyObject_Hash(over->verb)) * 1000003;
     }
     hash ^= hash >> 17;
-    Done *done = route == NULL ? NULL : row_of(self, route, verb, hash);
-    for (int turn = 0; done == NULL && route != NULL && turn < 3; turn++) {
+    Done *done = row_of(self, over->route, over->verb, hash);
+    for (int turn = 0; done == NULL && turn < 3; turn++) {
         /* No room: other threads may take it again before this one gets it. */
-        PyObject *written = PyObject_CallMethodNoArgs(self->owner, state->s_write);
+        PyObject *written = PyObject_CallMethodNoArgs(self->owner, self->state->s_write);
         Py_XDECREF(written);
-        drop_error();
-        done = row_of(self, route, verb, hash);
+        if (written == NULL) {
+            drop_error();
+        }
+        done = row_of(self, over->route, over->verb, hash);
     }
     if (done != NULL) {
         self->waiting_requests++;
         done->requests++;
-        done->errors += failed != 0;
-        if (took_s >= 0) {
+        done->errors += over->failed;
+        if (over->took_s >= 0) {
             if (done->took == NULL) {
                 done->took = PyMem_Calloc((size_t)self->buckets, sizeof(uint32_t));
             }
             if (done->took != NULL) {
-                done->took[bucket_of(self, took_s)]++;
+                done->took[bucket_of(self, over->took_s)]++;
             }
         }
     }
-    drop_error();
-    Py_XDECREF(route);
-    Py_XDECREF(verb);
+    Py_DECREF(over->route);
+    Py_XDECREF(over->verb);
 }
 
-static void
-land(Flight *flight, PyObject *route, PyObject *verb, int failed, State *state)
+/* Count what is over.  The owner may be called, and whoever it lets run may end requests meanwhile: they find room here. */
+COLD static void
+count_all(Flights *self)
+{
+    Over over[BATCH];
+    Py_ssize_t count = self->over_count;
+    memcpy(over, self->over, (size_t)count * sizeof(Over));
+    self->over_count = 0;
+    for (Py_ssize_t place = 0; place < count; place++) {
+        count_over(self, &over[place]);
+    }
+}
+
+static inline void
+note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed)
+{
+    if (UNLIKELY(self->over_count == BATCH)) {
+        count_all(self);
+    }
+    /* Exact strings; a subclass's own hash is nobody's business here. */
+    route = PyUnicode_CheckExact(route) ? Py_NewRef(route) : PyUnicode_FromObject(route);
+    if (verb != NULL) {
+        verb = PyUnicode_CheckExact(verb) ? Py_NewRef(verb) : PyUnicode_FromObject(verb);
+    }
+    if (UNLIKELY(route == NULL || self->over_count == BATCH)) {
+        drop_error();
+        Py_XDECREF(route);
+        Py_XDECREF(verb);
+        return;
+    }
+    Over *over = &self->over[self->over_count++];
+    over->route = route;
+    over->verb = verb;
+    over->took_s = took_s;
+    over->failed = failed != 0;
+}
+
+/* The only one all the time is over: what it has grown by is for the owner to say. */
+COLD static void
+compare(Flights *self, PyObject *route, PyObject *verb, double took_s)
+{
+    PyObject *arguments = Py_BuildValue("dOOd", self->before, route, verb == NULL ? Py_None : verb, took_s);
+    PyObject *compare = arguments == NULL ? NULL : PyObject_GetAttr(self->owner, self->state->s_compare);
+    PyObject *done = compare == NULL ? NULL : PyObject_Call(compare, arguments, NULL);
+    Py_XDECREF(arguments);
+    Py_XDECREF(compare);
+    Py_XDECREF(done);
+    if (done == NULL) {
+        drop_error();
+    }
+}
+
+static inline void
+land(Flight *flight, PyObject *route, PyObject *verb, int failed)
 {
     Flights *self = flight->flights;
     double took_s = -1.0;
@@ -327,31 +414,22 @@ land(Flight *flight, PyObject *route, PyObject *verb, int failed, State *state)
             took_s = 0.0;
         }
     }
-    note(self, route, verb, took_s, failed, state);
+    note(self, route, verb, took_s, failed);
     if (self->flying == 0 && took_s >= 0) {
         self->busy_s += took_s;
     }
     if (self->alone != NULL) {
         int mine = self->alone == flight;
-        double before = self->before;
         self->alone = NULL;
         if (mine && self->flying == 0 && took_s > 0 && took_s * self->fastest >= self->threshold_bytes) {
-            PyObject *arguments = Py_BuildValue("dOOd", before, route, verb == NULL ? Py_None : verb, took_s);
-            PyObject *compare = arguments == NULL ? NULL : PyObject_GetAttr(self->owner, state->s_compare);
-            PyObject *done = compare == NULL ? NULL : PyObject_Call(compare, arguments, NULL);
-            Py_XDECREF(arguments);
-            Py_XDECREF(compare);
-            Py_XDECREF(done);
-            if (done == NULL) {
-                drop_error();
-            }
+            compare(self, route, verb, took_s);
         }
     }
 }
 
 /* ---------------------------------------------------------------- flights of every kind */
 
-static Flight *
+static inline Flight *
 make(Flights *self, PyTypeObject *type, int kind, vectorcallfunc call)
 {
     Flight *flight = (Flight *)type->tp_alloc(type, 0); /* all else is zero */
@@ -373,10 +451,12 @@ flight_traverse(Flight *self, visitproc visit, void *arg)
     Py_VISIT(self->pass);
     Py_VISIT(self->root);
     Py_VISIT(self->status);
-    Py_VISIT(self->name);
-    Py_VISIT(self->verb);
-    Py_VISIT(self->answer);
-    Py_VISIT(self->chunks);
+    if (self->kind == WSGI) {
+        Py_VISIT(self->name);
+        Py_VISIT(self->verb);
+        Py_VISIT(self->answer);
+        Py_VISIT(self->chunks);
+    }
     return 0;
 }
 
@@ -394,14 +474,16 @@ flight_clear(Flight *self)
     Py_CLEAR(self->pass);
     Py_CLEAR(self->root);
     Py_CLEAR(self->status);
-    Py_CLEAR(self->name);
-    Py_CLEAR(self->verb);
-    Py_CLEAR(self->answer);
-    Py_CLEAR(self->chunks);
+    if (self->kind == WSGI) {
+        Py_CLEAR(self->name);
+        Py_CLEAR(self->verb);
+        Py_CLEAR(self->answer);
+        Py_CLEAR(self->chunks);
+    }
     return 0;
 }
 
-static void
+HOT static void
 flight_dealloc(Flight *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -425,48 +507,80 @@ static PyType_Slot plain_slots[] = {
 
 static PyType_Spec plain_spec = {
     .name = "memwatch.routes._flights.Flight",
-    .basicsize = sizeof(Flight),
+    .basicsize = offsetof(Flight, name),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = plain_slots,
 };
 
 /* ---------------------------------------------------------------- ASGI */
 
-static PyObject *
+static inline int
+is_start(PyObject *type, State *state)
+{
+    static const char start[] = "http.response.start";
+    if (type == state->s_start) {
+        return 1;
+    }
+    return PyUnicode_Check(type) && PyUnicode_IS_COMPACT_ASCII(type) && PyUnicode_GET_LENGTH(type) == sizeof(start) - 1 &&
+           memcmp(PyUnicode_1BYTE_DATA(type), start, sizeof(start) - 1) == 0;
+}
+
+HOT static PyObject *
 asgi_send(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
 {
     Flight *self = (Flight *)callable;
-    Py_ssize_t count = PyVectorcall_NARGS(flags);
-    if (!self->sent && count >= 1) {
-        State *state = state_of(Py_TYPE(self));
-        PyObject *type = state == NULL ? NULL : look_up(arguments[0], state->s_type);
-        if (type != NULL) {
-            if (PyUnicode_Check(type) && PyUnicode_Compare(type, state->s_start) == 0) {
-                PyObject *status = look_up(arguments[0], state->s_status);
-                if (status != NULL) {
-                    self->sent = 1;
-                    Py_XSETREF(self->status, status);
-                }
+    if (!self->sent && PyVectorcall_NARGS(flags) >= 1) {
+        State *state = self->flights->state;
+        PyObject *type = look_up(arguments[0], state->s_type);
+        if (type != NULL && is_start(type, state)) {
+            PyObject *status = look_up(arguments[0], state->s_status);
+            if (status != NULL) {
+                self->sent = 1;
+                Py_XSETREF(self->status, status);
             }
-            Py_DECREF(type);
         }
-        drop_error();
+        Py_XDECREF(type);
     }
     return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
 }
 
+static int
+is_same_root(Flight *self, PyObject *root)
+{
+    if (root == self->root) {
+        return 1;
+    }
+    int found = PyObject_RichCompareBool(root, self->root, Py_EQ);
+    if (found < 0) {
+        drop_error();
+    }
+    return found == 1;
+}
+
+/* What no template says. */
+COLD static PyObject *
+asgi_named(Flight *self, PyObject *scope)
+{
+    PyObject *status = self->status == NULL ? self->flights->state->zero : self->status;
+    PyObject *name = PyObject_CallFunctionObjArgs(self->named, scope, self->root, status, NULL);
+    if (name == NULL) {
+        drop_error();
+    }
+    return name;
+}
+
 /* over(failed=None) */
-static PyObject *
+HOT static PyObject *
 asgi_over(Flight *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    State *state = state_of(Py_TYPE(self));
     PyObject *scope = self->subject;
-    if (scope == NULL || state == NULL) {
+    if (scope == NULL) {
         Py_RETURN_NONE;
     }
+    State *state = self->flights->state;
     self->subject = NULL;
     int failed = 0;
-    if (count >= 1 && arguments[0] != Py_None) {
+    if (UNLIKELY(count >= 1 && arguments[0] != Py_None)) {
         failed = PyObject_IsTrue(arguments[0]) == 1;
     }
     else if (self->status != NULL && PyLong_Check(self->status)) {
@@ -476,7 +590,7 @@ asgi_over(Flight *self, PyObject *const *arguments, Py_ssize_t count)
     PyObject *verb = NULL, *name = NULL;
     if (self->by_template) {
         PyObject *root = look_up(scope, state->s_root_path);
-        if (PyObject_RichCompareBool(root == NULL ? state->s_empty : root, self->root, Py_EQ) == 1) {
+        if (is_same_root(self, root == NULL ? state->s_empty : root)) {
             PyObject *route = look_up(scope, state->s_route);
             if (route != NULL) {
                 name = attribute(route, state->s_path);
@@ -484,17 +598,14 @@ asgi_over(Flight *self, PyObject *const *arguments, Py_ssize_t count)
                 Py_DECREF(route);
             }
         }
-        drop_error();
         Py_XDECREF(root);
     }
-    if (name == NULL || verb == NULL || !PyUnicode_CheckExact(name) || !PyUnicode_CheckExact(verb)) {
+    if (UNLIKELY(name == NULL || verb == NULL || !PyUnicode_CheckExact(name) || !PyUnicode_CheckExact(verb))) {
         Py_CLEAR(verb);
-        PyObject *status = self->status == NULL ? state->zero : self->status;
-        Py_XSETREF(name, PyObject_CallFunctionObjArgs(self->named, scope, self->root, status, NULL));
-        drop_error();
+        Py_XSETREF(name, asgi_named(self, scope));
     }
     if (name != NULL && PyUnicode_Check(name)) {
-        land(self, name, verb, failed, state);
+        land(self, name, verb, failed);
     }
     else {
         unlink_flight(self);
@@ -530,19 +641,19 @@ static PyType_Slot asgi_slots[] = {
 
 static PyType_Spec asgi_spec = {
     .name = "memwatch.routes._flights.AsgiFlight",
-    .basicsize = sizeof(Flight),
+    .basicsize = offsetof(Flight, name),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = asgi_slots,
 };
 
 /* ---------------------------------------------------------------- WSGI */
 
-static PyObject *
+HOT static PyObject *
 wsgi_start(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
 {
     Flight *self = (Flight *)callable;
-    State *state = state_of(Py_TYPE(self));
-    if (state != NULL && PyVectorcall_NARGS(flags) >= 1 && PyUnicode_Check(arguments[0]) && self->subject != NULL) {
+    if (PyVectorcall_NARGS(flags) >= 1 && PyUnicode_Check(arguments[0]) && self->subject != NULL) {
+        State *state = self->flights->state;
         /* The route now, not at the end: Flask takes its request out of the environ when the view has answered. */
         PyObject *status = arguments[0], *environ = Py_NewRef(self->subject), *verb = NULL, *name = NULL;
         self->fives = PyUnicode_GET_LENGTH(status) > 0 && PyUnicode_READ_CHAR(status, 0) == '5';
@@ -561,7 +672,9 @@ wsgi_start(PyObject *callable, PyObject *const *arguments, size_t flags, PyObjec
             PyObject *code = PyUnicode_Substring(status, 0, 3);
             Py_XSETREF(name, code == NULL ? NULL : PyObject_CallFunctionObjArgs(self->named, environ, code, NULL));
             Py_XDECREF(code);
-            drop_error();
+            if (name == NULL) {
+                drop_error();
+            }
         }
         if (name != NULL && !PyUnicode_Check(name)) {
             Py_CLEAR(name);
@@ -573,7 +686,7 @@ wsgi_start(PyObject *callable, PyObject *const *arguments, size_t flags, PyObjec
     return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
 }
 
-static void
+HOT static void
 wsgi_end(Flight *self, int failed)
 {
     PyObject *environ = self->subject;
@@ -581,14 +694,15 @@ wsgi_end(Flight *self, int failed)
         return;
     }
     self->subject = NULL;
-    State *state = state_of(Py_TYPE(self));
     PyObject *name = Py_XNewRef(self->name), *verb = Py_XNewRef(self->verb);
-    if (name == NULL && state != NULL) {
-        name = PyObject_CallFunctionObjArgs(self->named, environ, state->s_empty, NULL);
-        drop_error();
+    if (UNLIKELY(name == NULL)) {
+        name = PyObject_CallFunctionObjArgs(self->named, environ, self->flights->state->s_empty, NULL);
+        if (name == NULL) {
+            drop_error();
+        }
     }
-    if (state != NULL && name != NULL && PyUnicode_Check(name)) {
-        land(self, name, verb, failed || self->broken || self->fives, state);
+    if (name != NULL && PyUnicode_Check(name)) {
+        land(self, name, verb, failed || self->broken || self->fives);
     }
     else {
         unlink_flight(self);
@@ -614,7 +728,7 @@ wsgi_answer(Flight *self, PyObject *answer)
     return Py_NewRef(self);
 }
 
-static PyObject *
+HOT static PyObject *
 wsgi_next(Flight *self)
 {
     if (self->chunks == NULL) {
@@ -637,14 +751,13 @@ wsgi_next(Flight *self)
     return found;
 }
 
-static PyObject *
+HOT static PyObject *
 wsgi_close(Flight *self, PyObject *Py_UNUSED(nothing))
 {
-    State *state = state_of(Py_TYPE(self));
     PyObject *answer = self->answer, *done = Py_NewRef(Py_None);
     self->answer = NULL;
-    if (answer != NULL && state != NULL) {
-        PyObject *close = PyObject_GetAttr(answer, state->s_close);
+    if (answer != NULL) {
+        PyObject *close = PyObject_GetAttr(answer, self->flights->state->s_close);
         if (close != NULL) {
             Py_XSETREF(done, PyObject_CallNoArgs(close));
             Py_DECREF(close);
@@ -722,10 +835,13 @@ flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
         PyErr_Format(PyExc_ValueError, "batch is %zd and there are %zd buckets: 1 to %d, and at least 1, wanted", batch, buckets, MOST_ROWS);
         return NULL;
     }
-    Flights *self = (Flights *)type->tp_alloc(type, 0);
+    PyObject *module = PyType_GetModuleByDef(type, &definition);
+    Flights *self = module == NULL ? NULL : (Flights *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
     }
+    self->module = Py_NewRef(module);
+    self->state = PyModule_GetState(module);
     self->owner = Py_NewRef(owner);
     self->clock = clock == Py_None ? NULL : Py_NewRef(clock);
     self->batch = batch;
@@ -742,6 +858,17 @@ flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
     return (PyObject *)self;
 }
 
+static void
+forget_over(Flights *self)
+{
+    while (self->over_count > 0) {
+        const Over *over = &self->over[--self->over_count];
+        PyObject *route = over->route, *verb = over->verb;
+        Py_DECREF(route);
+        Py_XDECREF(verb);
+    }
+}
+
 static PyObject *
 flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
 {
@@ -750,6 +877,7 @@ flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
     }
     self->alone = NULL;
     self->spent_s = self->busy_s = 0.0;
+    forget_over(self);
     if (self->waiting != NULL) {
         empty_waiting(self, self->waiting);
     }
@@ -760,8 +888,7 @@ flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
 static PyObject *
 flights_begin(Flights *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    State *state = state_of(Py_TYPE(self));
-    Flight *flight = state == NULL ? NULL : make(self, state->plain, PLAIN, NULL);
+    Flight *flight = make(self, self->state->plain, PLAIN, NULL);
     if (flight == NULL) {
         return NULL;
     }
@@ -776,15 +903,15 @@ flights_begin(Flights *self, PyObject *const *arguments, Py_ssize_t count)
     for (Py_ssize_t index = 1; index < count; index++) {
         PyTuple_SET_ITEM(flight->subject, index - 1, Py_NewRef(arguments[index]));
     }
-    depart(self, flight, state);
+    depart(self, flight);
     return (PyObject *)flight;
 }
 
 /* The flight that was given; NULL with an error set if it is none of these. */
 static Flight *
-own(Flights *self, PyObject *given, State *state)
+own(Flights *self, PyObject *given)
 {
-    if (!Py_IS_TYPE(given, state->plain) || ((Flight *)given)->flights != self) {
+    if (!Py_IS_TYPE(given, self->state->plain) || ((Flight *)given)->flights != self) {
         PyErr_Format(PyExc_TypeError, "%R is not what begin() has returned", given);
         return NULL;
     }
@@ -797,16 +924,15 @@ flights_end(Flights *self, PyObject *arguments, PyObject *named)
     static char *names[] = {"flight", "route", "failed", "verb", NULL};
     PyObject *given, *route, *verb = Py_None;
     int failed = 0;
-    State *state = state_of(Py_TYPE(self));
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(arguments, named, "OU|pO", names, &given, &route, &failed, &verb)) {
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "OU|pO", names, &given, &route, &failed, &verb)) {
         return NULL;
     }
-    Flight *flight = own(self, given, state);
+    Flight *flight = own(self, given);
     if (flight == NULL) {
         return NULL;
     }
     Py_INCREF(flight);
-    land(flight, route, PyUnicode_Check(verb) ? verb : NULL, failed, state);
+    land(flight, route, PyUnicode_Check(verb) ? verb : NULL, failed);
     Py_CLEAR(flight->named);
     Py_CLEAR(flight->subject);
     Py_DECREF(flight);
@@ -816,8 +942,7 @@ flights_end(Flights *self, PyObject *arguments, PyObject *named)
 static PyObject *
 flights_forget(Flights *self, PyObject *given)
 {
-    State *state = state_of(Py_TYPE(self));
-    Flight *flight = state == NULL ? NULL : own(self, given, state);
+    Flight *flight = own(self, given);
     if (flight == NULL) {
         return NULL;
     }
@@ -833,18 +958,17 @@ flights_add(Flights *self, PyObject *arguments, PyObject *named)
     PyObject *route;
     double took_s;
     int failed = 0;
-    State *state = state_of(Py_TYPE(self));
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(arguments, named, "Ud|p", names, &route, &took_s, &failed)) {
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "Ud|p", names, &route, &took_s, &failed)) {
         return NULL;
     }
-    note(self, route, NULL, took_s < 0 ? 0.0 : took_s, failed, state);
+    note(self, route, NULL, took_s < 0 ? 0.0 : took_s, failed);
     Py_RETURN_NONE;
 }
 
-static Flight *
-start(Flights *self, PyObject *const *arguments, Py_ssize_t count, State *state, PyTypeObject *type, int kind, vectorcallfunc call)
+static inline Flight *
+start(Flights *self, PyObject *const *arguments, Py_ssize_t count, PyTypeObject *type, int kind, vectorcallfunc call)
 {
-    if (count != 4) {
+    if (UNLIKELY(count != 4)) {
         PyErr_Format(PyExc_TypeError, "4 arguments wanted, %zd given", count);
         return NULL;
     }
@@ -855,35 +979,32 @@ start(Flights *self, PyObject *const *arguments, Py_ssize_t count, State *state,
         flight->pass = Py_NewRef(arguments[2]);
         flight->by_template = arguments[3] == Py_True;
         if (kind == ASGI) {
-            PyObject *root = look_up(flight->subject, state->s_root_path);
-            flight->root = root == NULL ? Py_NewRef(state->s_empty) : root;
+            PyObject *root = look_up(flight->subject, self->state->s_root_path);
+            flight->root = root == NULL ? Py_NewRef(self->state->s_empty) : root;
         }
-        depart(self, flight, state);
+        depart(self, flight);
     }
     return flight;
 }
 
-static PyObject *
+HOT static PyObject *
 flights_asgi(Flights *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    State *state = state_of(Py_TYPE(self));
-    return state == NULL ? NULL : (PyObject *)start(self, arguments, count, state, state->asgi, ASGI, asgi_send);
+    return (PyObject *)start(self, arguments, count, self->state->asgi, ASGI, asgi_send);
 }
 
-static PyObject *
+HOT static PyObject *
 flights_wsgi(Flights *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    State *state = state_of(Py_TYPE(self));
-    return state == NULL ? NULL : (PyObject *)start(self, arguments, count, state, state->wsgi, WSGI, wsgi_start);
+    return (PyObject *)start(self, arguments, count, self->state->wsgi, WSGI, wsgi_start);
 }
 
 static PyObject *
 flights_under_way(Flights *self, PyObject *Py_UNUSED(nothing))
 {
-    State *state = state_of(Py_TYPE(self));
+    State *state = self->state;
     PyObject *found = PyList_New(0);
-    if (state == NULL || found == NULL) {
-        Py_XDECREF(found);
+    if (found == NULL) {
         return NULL;
     }
     /* Making objects may run the collector, and that any code: hold each one while it is looked at, and go on only from one that is
@@ -938,6 +1059,9 @@ counted(const uint32_t *took, Py_ssize_t buckets)
 static PyObject *
 flights_take(Flights *self, PyObject *Py_UNUSED(nothing))
 {
+    if (self->over_count > 0) {
+        count_all(self);
+    }
     /* Out of reach first: making objects may run the collector, and that a finalizer that ends a request. */
     Waiting *waiting = self->waiting;
     if (waiting == NULL) {
@@ -972,6 +1096,7 @@ static int
 flights_traverse(Flights *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->module);
     Py_VISIT(self->owner);
     Py_VISIT(self->clock);
     return 0;
@@ -991,7 +1116,9 @@ flights_dealloc(Flights *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     flights_clear(self);
+    forget_over(self);
     free_waiting(self, self->waiting);
+    Py_CLEAR(self->module);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -1013,8 +1140,18 @@ static PyMemberDef flights_members[] = {
     {"threshold_bytes", T_DOUBLE, offsetof(Flights, threshold_bytes), 0, NULL},
     {"spent_s", T_DOUBLE, offsetof(Flights, spent_s), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(Flights, flying), READONLY, NULL},
-    {"waiting", T_PYSSIZET, offsetof(Flights, waiting_requests), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
+};
+
+static PyObject *
+flights_waiting(Flights *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(self->over_count + self->waiting_requests);
+}
+
+static PyGetSetDef flights_getset[] = {
+    {"waiting", (getter)flights_waiting, NULL, "Those over that nobody has taken.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot flights_slots[] = {
@@ -1025,6 +1162,7 @@ static PyType_Slot flights_slots[] = {
     {Py_tp_dealloc, flights_dealloc},
     {Py_tp_methods, flights_methods},
     {Py_tp_members, flights_members},
+    {Py_tp_getset, flights_getset},
     {0, NULL},
 };
 

@@ -29,7 +29,7 @@ MOST_IN_FLIGHT = 10_000
 RECENT_S = 300.0
 """Percentiles are of the last one to two times this."""
 
-DUTY = 0.005
+DUTY = 0.002
 """Part of the time of requests that may go into reading resident memory before and after them (3 to 10 µs each)."""
 FASTEST_FILL_BYTES_PER_S = 20e9
 """No core touches new pages faster (the kernel clears them: some 1 to 10 GB/s; guess, on the safe side): a request that took less
