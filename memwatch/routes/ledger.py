@@ -91,9 +91,9 @@ class Ledger:
         clock: monotonic seconds; None: the system's.
         flights: what counts requests under way; None: the extension where it is built, else what does the same in Python.
 
-    Threads: every method from any, greenlets too; a lock is held for less than a microsecond, once in a batch for some 50 µs.  A
+    Threads: every method from any, greenlets too; a lock is held for a microsecond or so, when rows are written for some 50 µs.  A
     forked child begins with none.
-    Cost: `begin` and `end` together 0.6 µs, without the extension 1.2 µs (bench/middleware.py --cost).
+    Cost: `begin` and `end` together 0.3 µs, without the extension 1.3 µs (bench/middleware.py --cost).
     """
 
     def __init__(self, clock: Callable[[], float] | None = None, *, flights: type[Flights] | None = None) -> None:
