@@ -2,13 +2,14 @@
 """What everything switched on costs a service per request: watcher, middleware and, if installed, Prometheus, against bare.
 
     bench/middleware.py [--pairs 48] [--repeats 15] [--seconds 0.05] [--settle 11] [--connections 16]
-                        [--only starlette|flask] [--control] [--cost]
+                        [--only starlette|flask] [--part …] [--control] [--cost] [--instructions]
 
 A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on.  One
 process is up to a tenth faster than the next for no other reason than where its memory lies: so every pair is a new pair of
 processes, whose stretches of load take turns (A B B A, then B A A B), and the table shows medians over the pairs with their 95 %
 intervals.  The ratio of CPU is bare ÷ watched, as that of throughput is watched ÷ bare.  With *--control*: bare against bare.  With
-*--cost*: microseconds of CPU of the ledger and of the middlewares alone, without a server, with the extension and without.
+*--cost*: microseconds of CPU of the ledger and of the middlewares alone, without a server, with the extension and without.  With
+*--instructions*: those of a request of the Starlette service under callgrind, bare and with parts.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ if sys.argv[1] == "on":
                 await self.app(scope, receive, send)
     else:
         from memwatch.integrations.asgi import MemwatchMiddleware as Middleware
-    app.add_middleware(Middleware)
+    if PART != "sampler":
+        app.add_middleware(Middleware)
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.bind(("127.0.0.1", 0))
 listener.listen()
@@ -82,7 +84,9 @@ ON = """import memwatch, importlib.util
     sinks = ["prometheus"] if importlib.util.find_spec("prometheus_client") and importlib.util.find_spec("memwatch.sinks") else None
     memwatch.start(sinks=sinks)"""
 
-PARTS = {"all": ON, "middleware": "pass", "empty": "pass", "unsampled": ON.replace("start(", "start(evidence='off', ")}
+SAMPLER = "from memwatch.evidence import _sampler; _sampler.start(mean_bytes=8 << 20)"
+UNSAMPLED = ON.replace("start(", "start(evidence='off', ")
+PARTS = {"all": ON, "middleware": "pass", "empty": "pass", "unsampled": UNSAMPLED, "sampler": SAMPLER}
 
 
 def written(service: str, part: str) -> str:
@@ -184,7 +188,7 @@ def together(kind: str, options: argparse.Namespace, turns: list[int]) -> list[R
     with tempfile.TemporaryDirectory() as name:
         try:
             for turn in turns:
-                pairs.append(started(kind, options, turn, Path(name)))
+                pairs.append(started(kind, options, turn, Path(name)))  # noqa: PERF401  # those that are started are ended, whatever comes
             for pair in pairs:
                 for service in pair:
                     service.stretch(0.5)
@@ -292,6 +296,32 @@ def cost() -> None:
         print(f"{label:14} {counted:8.2f} {more[0]:8.2f} {more[1]:8.2f}")
 
 
+def instructions() -> None:
+    """Instructions of a request under callgrind: exact but for where objects lie, which some dictionaries go by."""
+
+    def total(part: str, on: str, requests: int) -> int:
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        command += [sys.executable, "-c", written(STARLETTE, part), on]
+        environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None and process.stderr is not None
+            connections = Connections(int(process.stdout.readline()), 16)
+            for _ in range(requests // 16):
+                connections.send([f"/orders/{number}" for number in range(16)])
+            connections.close()
+            process.terminate()
+            said = process.stderr.read()
+        return int(next(line.split()[-1] for line in said.splitlines() if "Collected :" in line))
+
+    bare = 0.0
+    print(f"{'instructions a request':24} {'':>9} {'more':>7}")
+    for label, part, on in (("bare", "middleware", "off"), ("middleware", "middleware", "on"), ("sampler", "sampler", "on")):
+        total(part, on, 16)  # whatever is to be compiled or cached on disk is now
+        each = (total(part, on, 1920) - total(part, on, 320)) / 1600
+        bare = bare or each
+        print(f"{label:24} {each:9,.0f} {each / bare - 1:7.2%}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.05, help="of each stretch")
@@ -309,14 +339,18 @@ def main() -> None:
         "--part",
         choices=PARTS,
         default="all",
-        help="all, all but the allocation sampler, the middleware alone, or one that does nothing in its place",
+        help="all, all but the allocation sampler, the middleware alone, one that does nothing in its place, the sampler alone",
     )
     parser.add_argument("--control", action="store_true", help="bare against bare: what the bench itself is worth")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--instructions", action="store_true")
     options = parser.parse_args()
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
     if options.cost:
         cost()
+        return
+    if options.instructions:
+        instructions()
         return
     print(f"{options.pairs} pairs of processes, {4 * options.repeats} stretches of {options.seconds:g} s each")
     print(f"{'service':10} {'bare':>10} {'on':>10}  {'throughput':24} {'CPU':>9} {'on':>9}  CPU")
