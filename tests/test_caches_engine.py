@@ -310,6 +310,87 @@ def test_a_key_whose_comparison_raises_leaves_the_cache_sound() -> None:
     sound(cache)
 
 
+@pytest.mark.parametrize("failing", range(1, 14))
+def test_a_key_whose_comparison_raises_once_loses_no_hook_and_does_not_break_the_cache_for_good(failing: int) -> None:
+    compared = 0
+
+    class Touchy:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            if compared == failing:
+                raise RuntimeError
+            return isinstance(other, Touchy) and self.number == other.number
+
+    log = Log()
+    cache: Any = LRUCache(2, on_remove=log)
+    stored = 0
+    for number in (0, 1, 1, 2, 3):
+        try:
+            cache[Touchy(number)] = number
+            stored += 1
+        except RuntimeError:
+            pass
+    compared = 1000
+    for number in (8, 9):
+        cache[Touchy(number)] = number
+    assert [key.number for key in cache] == [8, 9] and len(cache) == 2
+    assert len(log) >= stored
+
+
+@pytest.mark.parametrize("name", ["_left", "_bytes", "_evicted", "_hooks", "_room_bytes"])
+def test_a_subclass_may_have_an_attribute_of_whatever_name(name: str) -> None:
+    kind: Any = type("Own", (LRUCache,), {name: 0})
+    cache = kind(2, max_bytes=10_000)
+    for number in range(3):
+        cache[number] = "x"
+    assert list(cache) == [1, 2]
+    assert cache.stats().removals == {"size": 1}
+
+
+def test_sizes_beyond_any_memory_are_counted_as_they_are_said() -> None:
+    cache: Any = LRUCache(3, max_bytes=10_000, sizeof=lambda value: value)
+    cache["a"] = 10**20
+    assert len(cache) == 0 and cache.stats().removals == {"rejected": 1}
+    cache = LRUCache(9, sizeof=lambda value: value)
+    for number in range(5):
+        cache[number] = 2**62
+    assert cache.bytes == sum(entry.size for entry in cache._entries.values()) > 5 * 2**62
+
+
+def test_a_collection_in_the_middle_of_storing_whose_finalizers_use_the_cache_breaks_no_bound() -> None:
+    class Dying:
+        def __init__(self, last: Callable[[], None]) -> None:
+            self.me, self.last = self, last
+
+        def __del__(self) -> None:
+            self.last()
+
+    before = gc.get_threshold()
+    try:
+        for wait in range(1, 40):
+            for what in ("write", "clear"):
+                cache: Any = LRUCache(3, max_bytes=3000, sizeof=lambda value: value)
+                for number in range(3):
+                    cache[number] = 100
+                gc.disable()
+                Dying(cache.clear if what == "clear" else lambda cache=cache: cache.__setitem__("big", 1700))  # type: ignore[misc]
+                gc.set_threshold(gc.get_count()[0] + wait, 10**6, 10**6)
+                gc.enable()
+                cache["k"] = 900
+                gc.disable()
+                assert cache.bytes == sum(entry.size for entry in cache._entries.values()) <= 3000
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+
+
 def test_an_allocation_that_fails_anywhere_while_a_value_is_stored_leaves_the_cache_sound() -> None:
     capi = pytest.importorskip("_testcapi", reason="elsewhere: this interpreter came without its test modules")
     failed = 0

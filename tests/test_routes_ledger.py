@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
+import signal
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
+from memwatch.integrations.asgi import MemwatchMiddleware
 from memwatch.routes import OTHER, RELATIVE_ERROR, UNMATCHED, Ledger
 from memwatch.routes import ledger as process_ledger
 from memwatch.routes.ledger import MOST_ROUTES, RECENT_S, SAY_AGAIN_S
@@ -356,3 +361,76 @@ def test_whatever_the_program_gives_no_request_fails_by_it() -> None:
         assert list(answer) == []
     assert sum(ledger.counts()) == 7
     assert ledger.in_flight == 0
+
+
+class _Once:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+async def _nothing(*_: object) -> None:
+    pass
+
+
+def _scope(path: str) -> dict[str, Any]:
+    return {"type": "http", "method": "GET", "path": path, "root_path": f"/mounted at{path}"}
+
+
+def test_requests_that_the_collector_ends_while_those_under_way_are_listed_do_no_harm() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await _Once()
+
+    middleware = MemwatchMiddleware(application)
+    before = gc.get_threshold()
+    gc.disable()
+    try:
+        requests: list[Any] = []
+        for number in range(3000):
+            request: Any = middleware(_scope(f"/{number}"), _nothing, _nothing)
+            request.send(None)
+            requests.append(request)
+        requests.append(requests)  # connections that were dropped, in a cycle
+        del requests, request
+        kept = [(1, 2) for _ in range(3000)] + [(1, 2, 3) for _ in range(3000)]  # no tuple is ready to be used again
+        gc.set_threshold(gc.get_count()[0] + 701, 1, 1)
+        gc.enable()
+        listed = process_ledger().flights.under_way()
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    assert kept
+    assert len(repr(listed)) > 2 * len(listed)
+    assert all(len(arguments) in (0, 3) for _, arguments in listed)
+    gc.collect()
+
+
+def test_an_interrupt_while_a_route_is_named_reaches_the_program() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    def route(scope: Any) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "never reached"
+
+    request: Any = MemwatchMiddleware(application, route=route)(_scope("/"), _nothing, _nothing)
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            request.send(None)
+        except StopIteration:
+            pass
+        for _ in range(1000):
+            pass  # at the latest when the program goes on
+
+
+def test_a_message_whose_type_is_a_member_of_an_enumeration_is_understood() -> None:
+    class Text(str):
+        pass
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": Text("http.response.start"), "status": 503})
+
+    request: Any = MemwatchMiddleware(application, route=lambda scope: "GET /")(_scope("/"), _nothing, _nothing)
+    with pytest.raises(StopIteration):
+        request.send(None)
+    (figures,) = process_ledger().figures(["GET /"])
+    assert (figures.requests, figures.errors) == (1, 1)

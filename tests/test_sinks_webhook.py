@@ -178,6 +178,31 @@ def test_an_endpoint_whose_answer_drips_in_has_no_more_time_than_one_that_is_sil
     assert "it did not answer in time" in caplog.text
 
 
+def test_what_was_accepted_is_not_sent_again_whatever_becomes_of_the_answers_body() -> None:
+    received = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    received.append(connection.recv(1 << 20))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        sink = WebhookSink(f"http://127.0.0.1:{listener.getsockname()[1]}/hooks/s3cret", pause_s=0.01)
+        sink.told("leak", report_cases.leak())
+        sent(sink)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert sink.dropped == 0
+    assert sum(b"POST" in part for part in received) == 1
+
+
 def test_what_cannot_be_sent_is_counted_and_said_once_without_the_address(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with socket.socket() as taken:  # bound, and nobody listens

@@ -3,8 +3,8 @@
    It stands in the class in the place of that function, which documents it, and gives back to it whatever it does not do by itself:
    caches with weights, computed lifetimes, stale values, or loads under way.  Both pass the same tests.  The steps and their order
    are the same, for the same reasons: the bound holds after each, and no code of the program but a key's `__hash__` and `__eq__` and
-   the timer's comparison runs under the lock.  A slot may be empty (an object that was never initialised): then the function in
-   Python says so.  It reads the slots of the classes by their offsets, which it asks of their descriptors. */
+   the timer's comparison runs under the lock.  An engine with an empty slot (never initialised; or a subclass has an
+   attribute of that name) is the Python's, too.  It reads the slots of the classes by their offsets, which it asks of their descriptors. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -34,7 +34,7 @@ typedef struct {
     PyObject *in_python; /* the function that it stands for */
     PyObject *sizeof_function;
     PyObject *evicted; /* the cause */
-    PyObject *zero;
+    PyObject *zero, *one;
     Py_ssize_t entry_bytes, float_bytes, digit_bytes;
     PyObject *n_acquire, *n_release, *n_is_owned, *n_store, *n_measure, *n_prepare, *n_admits, *n_repair, *n_add, *n_append, *n_flush;
     PyObject *n_hook_failed, *n_raised, *n_sizeof, *size_name;
@@ -50,16 +50,17 @@ set_slot(PyObject *object, Py_ssize_t offset, PyObject *value) /* takes the valu
     Py_XDECREF(old);
 }
 
-/* Adds to a slot that counts; -1 with an error set. */
+/* Adds to a slot that counts, or takes off it; -1 with an error set. */
 static int
-add_to(PyObject *object, Py_ssize_t offset, long long more)
+change(PyObject *object, Py_ssize_t offset, PyObject *(*how)(PyObject *, PyObject *), PyObject *by)
 {
-    PyObject *old = SLOT(object, offset);
-    long long count = old == NULL ? 0 : PyLong_AsLongLong(old);
-    if (count == -1 && PyErr_Occurred()) {
+    PyObject *old = Py_XNewRef(SLOT(object, offset));
+    if (old == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a cache whose attributes were deleted");
         return -1;
     }
-    PyObject *sum = PyLong_FromLongLong(count + more);
+    PyObject *sum = how(old, by);
+    Py_DECREF(old);
     if (sum == NULL) {
         return -1;
     }
@@ -70,6 +71,10 @@ add_to(PyObject *object, Py_ssize_t offset, long long more)
 static double
 number(PyObject *object) /* -1 with an error set */
 {
+    if (object == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a cache whose attributes were deleted");
+        return -1.0;
+    }
     return PyLong_CheckExact(object) ? PyLong_AsDouble(object) : PyFloat_AsDouble(object);
 }
 
@@ -117,7 +122,9 @@ size_of(const Method *method, PyObject *object)
     return found;
 }
 
-/* Accounted bytes of a value and its key; -1 with an error set.  *of_value*: what the value alone holds, a new reference. */
+/* Accounted bytes of a value and its key, as far as that is less than MOST_BYTES; -1 with an error set.  *of_value*: what the value alone holds, a new reference. */
+#define MOST_BYTES (1LL << 50)
+
 static long long
 measured(const Method *method, PyObject *self, PyObject *measure, PyObject *key, PyObject *value, PyObject **of_value)
 {
@@ -134,25 +141,24 @@ measured(const Method *method, PyObject *self, PyObject *measure, PyObject *key,
     if (is_atomic(key) && PyLong_CheckExact(*of_value)) {
         int overflow;
         long long bytes = PyLong_AsLongLongAndOverflow(*of_value, &overflow);
-        if (!overflow && bytes >= 0 && bytes < PY_SSIZE_T_MAX / 2) {
+        if (!overflow && bytes >= 0 && bytes < MOST_BYTES) {
             Py_ssize_t of_key = size_of(method, key);
             return of_key < 0 ? -1 : bytes + of_key + method->entry_bytes;
         }
     }
     /* It refuses what is less than nothing. */
     PyObject *held = PyObject_CallMethodObjArgs(self, method->n_measure, key, *of_value, NULL);
-    long long found = held == NULL ? -1 : PyLong_AsLongLong(held);
+    int overflow = 0;
+    long long found = held == NULL ? -1 : PyLong_AsLongLongAndOverflow(held, &overflow);
     Py_XDECREF(held);
-    return found;
+    return overflow ? MOST_BYTES : found;
 }
 
 /* The entry that goes first, if taking it out is all that is needed; NULL without an error if more is. */
 static PyObject *
-simply_out(const Method *method, PyObject *entries)
+simply_out(const Method *method, PyObject *entries, PyObject *iterator)
 {
-    PyObject *iterator = PyObject_GetIter(entries);
-    PyObject *first = iterator == NULL ? NULL : PyIter_Next(iterator);
-    Py_XDECREF(iterator);
+    PyObject *first = PyIter_Next(iterator);
     if (first == NULL) {
         return NULL;
     }
@@ -175,7 +181,16 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
 {
     const EngineSlots *slots = &method->engine;
     int status = -1;
-    PyObject *entries = Py_XNewRef(SLOT(self, slots->entries)), *wheel = Py_XNewRef(SLOT(self, slots->wheel)), *done;
+    PyObject *entries = NULL, *iterator = NULL, *wheel = NULL, *done;
+    /* What is new here and known to the collector comes first: it may run for it, and with it any code, which may use the cache. */
+    do {
+        Py_XSETREF(entries, Py_XNewRef(SLOT(self, slots->entries)));
+        Py_XSETREF(iterator, entries == NULL ? NULL : PyObject_GetIter(entries));
+        if (iterator == NULL) {
+            goto end;
+        }
+    } while (entries != SLOT(self, slots->entries));
+    wheel = Py_XNewRef(SLOT(self, slots->wheel));
     if (entries == NULL || !PyDict_Check(entries) || wheel == NULL || !Py_IS_TYPE(wheel, method->wheel_type)) {
         PyErr_SetString(PyExc_AttributeError, "a cache that was never initialised");
         goto end;
@@ -196,6 +211,7 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
         if (done == NULL) {
             goto end;
         }
+        Py_CLEAR(iterator); /* of what was there before */
     }
     double count = (double)PyDict_Size(entries), room = number(SLOT(self, slots->room_weight));
     double room_bytes = number(SLOT(self, slots->room_bytes)), bytes = number(SLOT(self, slots->bytes));
@@ -203,8 +219,8 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
         goto end;
     }
     if (count >= room || bytes + (double)held > room_bytes) {
-        if (bytes + (double)held <= room_bytes && count <= room) {
-            *out = simply_out(method, entries);
+        if (iterator != NULL && bytes + (double)held <= room_bytes && count <= room) {
+            *out = simply_out(method, entries, iterator);
             if (PyErr_Occurred()) {
                 goto end;
             }
@@ -219,13 +235,14 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
         else {
             PyObject *size = SLOT(*out, method->entry.size);
             set_slot(*out, method->entry.cause, Py_NewRef(method->evicted));
-            if (add_to(self, slots->evicted, 1) < 0 || (accounts && add_to(self, slots->bytes, -PyLong_AsLongLong(size)) < 0)) {
+            if (change(self, slots->evicted, PyNumber_Add, method->one) < 0 ||
+                (accounts && change(self, slots->bytes, PyNumber_Subtract, size) < 0)) {
                 goto end;
             }
         }
     }
     if (SLOT(entry, method->entry.cause) == Py_None) { /* else its room was lowered meanwhile, and it is refused */
-        if (PyObject_SetItem(entries, key, entry) < 0 || (accounts && add_to(self, slots->bytes, held) < 0)) {
+        if (PyObject_SetItem(entries, key, entry) < 0 || (accounts && change(self, slots->bytes, PyNumber_Add, held_object) < 0)) {
             goto end;
         }
         if (now != NULL) {
@@ -235,7 +252,7 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
             int early = less(dead, begins), within = early == 0 ? less(dead, ends) : 0, failed = early < 0 || within < 0;
             long room_left = failed ? 0 : PyLong_AsLong(SLOT(wheel, method->wheel.room));
             if (!failed && within && room_left > 0 && PyList_CheckExact(latest)) {
-                failed = PyList_Append(latest, key) < 0 || add_to(wheel, method->wheel.room, -1) < 0;
+                failed = PyList_Append(latest, key) < 0 || change(wheel, method->wheel.room, PyNumber_Subtract, method->one) < 0;
             }
             else if (!failed) {
                 done = PyObject_CallMethodObjArgs(wheel, method->n_add, key, dead, NULL);
@@ -253,16 +270,17 @@ store(const Method *method, PyObject *self, PyObject *entry, PyObject *key, PyOb
     status = 0;
 end:
     Py_XDECREF(entries);
+    Py_XDECREF(iterator);
     Py_XDECREF(wheel);
     return status;
 }
 
 /* Call the hooks for what had to go; -1 with an error set.  Not under the lock, unless this thread holds it further up. */
 static int
-tell(const Method *method, PyObject *self, PyObject *lock, PyObject *hooks, PyObject *out)
+tell(const Method *method, PyObject *self, PyObject *lock, PyObject *hooks, PyObject *left, PyObject *out)
 {
     const EngineSlots *slots = &method->engine;
-    PyObject *left = Py_NewRef(SLOT(self, slots->left)), *done = NULL;
+    PyObject *done = NULL;
     Py_ssize_t waiting = PyObject_Size(left);
     int owned = -1, status = -1;
     if (waiting >= 0) {
@@ -270,21 +288,21 @@ tell(const Method *method, PyObject *self, PyObject *lock, PyObject *hooks, PyOb
         owned = done == NULL ? -1 : PyObject_IsTrue(done);
         Py_CLEAR(done);
     }
-    int flushing = PyObject_IsTrue(SLOT(self, slots->flushing));
-    if (owned < 0 || flushing < 0) {
-        goto end;
+    double flushing = number(SLOT(self, slots->flushing));
+    if (owned < 0 || (flushing == -1.0 && PyErr_Occurred())) {
+        return -1;
     }
-    if (waiting > 0 || flushing || owned) {
+    if (waiting > 0 || flushing != 0 || owned) {
         done = PyObject_CallMethodOneArg(left, method->n_append, out);
         if (done != NULL) {
             Py_SETREF(done, PyObject_CallMethodNoArgs(self, method->n_flush));
         }
         status = done == NULL ? -1 : 0;
         Py_XDECREF(done);
-        goto end;
+        return status;
     }
-    if (add_to(self, slots->flushing, 1) < 0) {
-        goto end;
+    if (change(self, slots->flushing, PyNumber_Add, method->one) < 0) {
+        return -1;
     }
     status = 0;
     for (Py_ssize_t place = 0; status == 0 && place < PyTuple_GET_SIZE(hooks); place++) {
@@ -308,15 +326,13 @@ tell(const Method *method, PyObject *self, PyObject *lock, PyObject *hooks, PyOb
     }
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
-    int counted = add_to(self, slots->flushing, -1);
+    int counted = change(self, slots->flushing, PyNumber_Subtract, method->one);
     if (status < 0) {
         PyErr_Restore(type, error, trace);
     }
     else {
         status = counted;
     }
-end:
-    Py_DECREF(left);
     return status;
 }
 
@@ -326,16 +342,18 @@ set_item(const Method *method, PyObject *self, PyObject *key, PyObject *value)
     const EngineSlots *slots = &method->engine;
     PyObject *result = NULL, *entry = NULL, *now = NULL, *dead = NULL, *held_object = NULL, *of_value = NULL, *out = NULL, *done;
     /* Whatever is called may change them. */
-    PyObject *measure = Py_XNewRef(SLOT(self, slots->measure)), *ttl = Py_XNewRef(SLOT(self, slots->ttl));
-    PyObject *lock = Py_XNewRef(SLOT(self, slots->lock)), *hooks = Py_XNewRef(SLOT(self, slots->hooks));
+    PyObject *measure = Py_NewRef(SLOT(self, slots->measure)), *ttl = Py_NewRef(SLOT(self, slots->ttl));
+    PyObject *lock = Py_NewRef(SLOT(self, slots->lock)), *hooks = Py_NewRef(SLOT(self, slots->hooks));
+    PyObject *left = Py_NewRef(SLOT(self, slots->left));
     long long held = 0;
-    if (measure == NULL || ttl == NULL || lock == NULL || hooks == NULL || !PyTuple_Check(hooks)) {
-        PyErr_SetString(PyExc_AttributeError, "a cache that was never initialised");
-        goto end;
-    }
     if (measure != Py_None) {
         held = measured(method, self, measure, key, value, &of_value);
         if (held < 0) {
+            goto end;
+        }
+        if (held >= MOST_BYTES) {
+            PyObject *arguments[] = {self, key, value};
+            result = PyObject_Vectorcall(method->in_python, arguments, 3, NULL);
             goto end;
         }
         double room_bytes = number(SLOT(self, slots->room_bytes));
@@ -357,7 +375,11 @@ set_item(const Method *method, PyObject *self, PyObject *key, PyObject *value)
         held_object = Py_NewRef(method->zero);
     }
     if (ttl != Py_None) {
-        PyObject *timer = Py_NewRef(SLOT(self, slots->now));
+        PyObject *timer = Py_XNewRef(SLOT(self, slots->now));
+        if (timer == NULL) {
+            PyErr_SetString(PyExc_AttributeError, "a cache whose attributes were deleted");
+            goto end;
+        }
         now = PyObject_CallNoArgs(timer);
         Py_DECREF(timer);
         dead = now == NULL ? NULL : PyNumber_Add(now, ttl);
@@ -395,6 +417,11 @@ set_item(const Method *method, PyObject *self, PyObject *key, PyObject *value)
             PyErr_Fetch(&type, &error, &trace);
         }
         Py_XDECREF(done);
+        if (out != NULL) { /* it has left all the same: the hooks are told with the next */
+            done = PyObject_CallMethodOneArg(left, method->n_append, out);
+            Py_XDECREF(done);
+            PyErr_Clear();
+        }
     }
     done = PyObject_CallMethodNoArgs(lock, method->n_release);
     Py_XDECREF(done);
@@ -405,12 +432,10 @@ set_item(const Method *method, PyObject *self, PyObject *key, PyObject *value)
     if (done == NULL) {
         goto end;
     }
-    if (out != NULL && PyTuple_GET_SIZE(hooks) > 0 && tell(method, self, lock, hooks, out) < 0) {
+    if (out != NULL && PyTuple_GET_SIZE(hooks) > 0 && tell(method, self, lock, hooks, left, out) < 0) {
         goto end;
     }
-    PyObject *left = Py_NewRef(SLOT(self, slots->left));
     Py_ssize_t waiting = PyObject_Size(left);
-    Py_DECREF(left);
     if (waiting > 0) {
         done = PyObject_CallMethodNoArgs(self, method->n_flush);
         Py_XDECREF(done);
@@ -419,10 +444,11 @@ set_item(const Method *method, PyObject *self, PyObject *key, PyObject *value)
         result = Py_NewRef(Py_None);
     }
 end:
-    Py_XDECREF(measure);
-    Py_XDECREF(ttl);
-    Py_XDECREF(lock);
-    Py_XDECREF(hooks);
+    Py_DECREF(measure);
+    Py_DECREF(ttl);
+    Py_DECREF(lock);
+    Py_DECREF(hooks);
+    Py_DECREF(left);
     Py_XDECREF(of_value);
     Py_XDECREF(held_object);
     Py_XDECREF(now);
@@ -432,12 +458,29 @@ end:
     return result;
 }
 
+/* Whether it is an engine whose attributes all are where they belong: they are not in one that was never initialised, nor where a
+   subclass has an attribute of the same name. */
+static int
+is_whole(const Method *method, PyObject *self)
+{
+    if (!PyObject_TypeCheck(self, method->engine_type)) {
+        return 0;
+    }
+    const Py_ssize_t *offsets = (const Py_ssize_t *)&method->engine;
+    for (size_t place = 0; place < sizeof(EngineSlots) / sizeof(Py_ssize_t); place++) {
+        if (SLOT(self, offsets[place]) == NULL) {
+            return 0;
+        }
+    }
+    return SLOT(self, method->engine.is_special) == Py_False && SLOT(self, method->engine.flights) == Py_None &&
+           PyTuple_Check(SLOT(self, method->engine.hooks));
+}
+
 static PyObject *
 method_call(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
 {
     Method *method = (Method *)callable;
-    if (PyVectorcall_NARGS(flags) == 3 && names == NULL && PyObject_TypeCheck(arguments[0], method->engine_type) &&
-        SLOT(arguments[0], method->engine.is_special) == Py_False && SLOT(arguments[0], method->engine.flights) == Py_None) {
+    if (PyVectorcall_NARGS(flags) == 3 && names == NULL && is_whole(method, arguments[0])) {
         return set_item(method, arguments[0], arguments[1], arguments[2]);
     }
     return PyObject_Vectorcall(method->in_python, arguments, flags, names);
@@ -521,15 +564,15 @@ method_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
         }
     }
     self->zero = PyLong_FromLong(0);
+    self->one = PyLong_FromLong(1);
     self->size_name = Py_BuildValue("(s)", "size");
-    PyObject *one = PyLong_FromLong(1), *half = PyFloat_FromDouble(0.5);
-    PyObject *of_one = one == NULL ? NULL : PyObject_CallMethodNoArgs(one, self->n_sizeof);
+    PyObject *half = PyFloat_FromDouble(0.5);
+    PyObject *of_one = self->one == NULL ? NULL : PyObject_CallMethodNoArgs(self->one, self->n_sizeof);
     PyObject *of_half = half == NULL ? NULL : PyObject_CallMethodNoArgs(half, self->n_sizeof);
     if (of_one != NULL && of_half != NULL) {
         self->digit_bytes = PyLong_AsSsize_t(of_one);
         self->float_bytes = PyLong_AsSsize_t(of_half);
     }
-    Py_XDECREF(one);
     Py_XDECREF(half);
     Py_XDECREF(of_one);
     Py_XDECREF(of_half);
@@ -546,7 +589,7 @@ method_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
 /* All that it holds, for the collector and for the end. */
 #define EACH(DO)                                                                                                                       \
     DO(self->engine_type) DO(self->entry_type) DO(self->wheel_type) DO(self->in_python) DO(self->sizeof_function) DO(self->evicted)     \
-    DO(self->zero) DO(self->n_acquire) DO(self->n_release) DO(self->n_is_owned) DO(self->n_store) DO(self->n_measure)                   \
+    DO(self->zero) DO(self->one) DO(self->n_acquire) DO(self->n_release) DO(self->n_is_owned) DO(self->n_store) DO(self->n_measure)                   \
     DO(self->n_prepare) DO(self->n_admits) DO(self->n_repair) DO(self->n_add) DO(self->n_append) DO(self->n_flush)                      \
     DO(self->n_hook_failed) DO(self->n_raised) DO(self->n_sizeof) DO(self->size_name)
 

@@ -311,6 +311,8 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
                             wheel.add(key, dead)
             except BaseException:
                 self._repair()
+                if out is not None:
+                    self._left.append(out)  # it has left all the same: the hooks are told with the next
                 raise
         if out is not None and self._hooks:
             if self._left or self._flushing or self._lock._is_owned():  # type: ignore[attr-defined]
@@ -510,6 +512,10 @@ class Engine(MutableMapping[K, V], Generic[K, V]):
 
     def _repair(self) -> None:
         """After an exception in the middle of an operation: count and index anew what is there.  Under the lock."""
+        if len(list(self._entries)) != len(self._entries):
+            # A key's `__eq__` raised in the middle of a removal: the dictionary has an entry that its order has not.
+            self._entries = OrderedDict(dict.items(self._entries))
+            self._touch = None if self._touch is None else self._entries.move_to_end
         entries = list(self._entries.values())
         self._weight = 0 if self._weigh is None else sum(entry.weight for entry in entries)
         self._bytes = 0 if self._sizeof is None else sum(entry.size for entry in entries)

@@ -102,11 +102,33 @@ struct State {
 
 static struct PyModuleDef definition;
 
-/* What our own side raised. */
+static int
+raise_now(void *error)
+{
+    PyErr_SetObject((PyObject *)Py_TYPE((PyObject *)error), (PyObject *)error);
+    Py_DECREF((PyObject *)error);
+    return -1;
+}
+
+/* What our own side raised.  What is no Exception (an interrupt, an exit: a signal's handler may run in whatever we call) is not ours
+   to drop: it is raised again as soon as the program goes on. */
 COLD static void
 drop_error(void)
 {
-    PyErr_Clear();
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (type != NULL && !PyErr_GivenExceptionMatches(type, PyExc_Exception)) {
+        PyErr_NormalizeException(&type, &error, &trace);
+        if (error != NULL && trace != NULL) {
+            PyException_SetTraceback(error, trace);
+        }
+        if (error != NULL && Py_AddPendingCall(raise_now, error) == 0) {
+            error = NULL; /* that one has it now */
+        }
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
 }
 
 /* mapping[key], borrowed or owned alike: a new reference; NULL without an error if there is none or it cannot be had. */
@@ -366,15 +388,17 @@ count_all(Flights *self)
 static inline void
 note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed)
 {
-    if (UNLIKELY(self->over_count == BATCH)) {
+    while (UNLIKELY(self->over_count == BATCH)) { /* again, if other threads have filled it meanwhile */
         count_all(self);
     }
     /* Exact strings; a subclass's own hash is nobody's business here. */
     route = PyUnicode_CheckExact(route) ? Py_NewRef(route) : PyUnicode_FromObject(route);
+    int lost = route == NULL;
     if (verb != NULL) {
         verb = PyUnicode_CheckExact(verb) ? Py_NewRef(verb) : PyUnicode_FromObject(verb);
+        lost |= verb == NULL;
     }
-    if (UNLIKELY(route == NULL || self->over_count == BATCH)) {
+    if (UNLIKELY(lost)) {
         drop_error();
         Py_XDECREF(route);
         Py_XDECREF(verb);
@@ -521,7 +545,10 @@ is_start(PyObject *type, State *state)
     if (type == state->s_start) {
         return 1;
     }
-    return PyUnicode_Check(type) && PyUnicode_IS_COMPACT_ASCII(type) && PyUnicode_GET_LENGTH(type) == sizeof(start) - 1 &&
+    if (!PyUnicode_CheckExact(type)) { /* a member of an enumeration */
+        return PyUnicode_Check(type) && PyUnicode_Compare(type, state->s_start) == 0;
+    }
+    return PyUnicode_IS_COMPACT_ASCII(type) && PyUnicode_GET_LENGTH(type) == sizeof(start) - 1 &&
            memcmp(PyUnicode_1BYTE_DATA(type), start, sizeof(start) - 1) == 0;
 }
 
@@ -1007,24 +1034,27 @@ flights_under_way(Flights *self, PyObject *Py_UNUSED(nothing))
     if (found == NULL) {
         return NULL;
     }
-    /* Making objects may run the collector, and that any code: hold each one while it is looked at, and go on only from one that is
-       still under way. */
+    /* Making objects may run the collector, and that any code: hold each one and what it has while it is looked at, and go on only
+       from one that is still under way. */
     Flight *flight = (Flight *)Py_XNewRef(self->first);
     while (flight != NULL) {
-        PyObject *what = flight->named == NULL ? Py_None : flight->named;
-        PyObject *row = NULL;
-        if (flight->kind == ASGI && flight->subject != NULL) {
-            row = Py_BuildValue("O(OOO)", what, flight->subject, flight->root, state->zero);
+        PyObject *what = Py_NewRef(flight->named == NULL ? Py_None : flight->named), *row = NULL;
+        PyObject *subject = Py_XNewRef(flight->subject), *root = Py_XNewRef(flight->root);
+        if (flight->kind == ASGI && subject != NULL) {
+            row = Py_BuildValue("O(OOO)", what, subject, root, state->zero);
         }
-        else if (flight->kind == WSGI && flight->subject != NULL) {
-            row = Py_BuildValue("O(OO)", what, flight->subject, state->s_empty);
+        else if (flight->kind == WSGI && subject != NULL) {
+            row = Py_BuildValue("O(OO)", what, subject, state->s_empty);
         }
-        else if (flight->kind == PLAIN && flight->subject != NULL) {
-            row = Py_BuildValue("OO", what, flight->subject);
+        else if (flight->kind == PLAIN && subject != NULL) {
+            row = Py_BuildValue("OO", what, subject);
         }
         else {
             row = Py_BuildValue("O()", Py_None);
         }
+        Py_DECREF(what);
+        Py_XDECREF(subject);
+        Py_XDECREF(root);
         if (row == NULL || PyList_Append(found, row) < 0) {
             Py_XDECREF(row);
             Py_DECREF(flight);
@@ -1226,6 +1256,16 @@ module_clear(PyObject *module)
     return 0;
 }
 
+static void
+module_free(void *module)
+{
+    /* Nothing else but pointers to objects; whoever uses them holds the module. */
+    PyObject **members = PyModule_GetState(module);
+    for (size_t place = 0; members != NULL && place < sizeof(State) / sizeof(PyObject *); place++) {
+        Py_CLEAR(members[place]);
+    }
+}
+
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
 #if PY_VERSION_HEX >= 0x030C0000
@@ -1240,6 +1280,7 @@ static PyModuleDef_Slot module_slots[] = {{0, NULL}};
 typedef struct { int unused; } State;
 #define module_traverse NULL
 #define module_clear NULL
+#define module_free NULL
 
 #endif
 
@@ -1251,6 +1292,7 @@ static struct PyModuleDef definition = {
     .m_slots = module_slots,
     .m_traverse = module_traverse,
     .m_clear = module_clear,
+    .m_free = module_free,
 };
 
 PyMODINIT_FUNC

@@ -7,6 +7,7 @@ and said once.  An address may hold a secret, and is never shown: no message, lo
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -172,7 +173,8 @@ class WebhookSink:
     def _post(self, body: bytes) -> tuple[str | None, bool]:
         request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
         try:
-            with _OPENER.open(request, timeout=self._timeout_s) as response:
+            # Once it has answered it has the report: whatever comes of the rest, that is not sent again.
+            with _OPENER.open(request, timeout=self._timeout_s) as response, contextlib.suppress(OSError, HTTPException):
                 response.read(ANSWER_READ)
             return None, False
         except urllib.error.HTTPError as error:
