@@ -86,6 +86,7 @@ def engines(capacity: int) -> dict[str, Callable[[], Engine]]:
         if extension and in_python is None:
             raise SystemExit("the extension memwatch.caches._engine is not built for this Python: pip install -e .")
         if not extension:
+            # The type checker wants methods to stay what the class says; this one is what it was.
             Storing.__setitem__ = in_python or Storing.__setitem__  # type: ignore[method-assign]
         return indexed(LRUCache(capacity, **more))
 

@@ -187,8 +187,7 @@ def together(kind: str, options: argparse.Namespace, turns: list[int]) -> list[R
     pairs: list[list[Service]] = []
     with tempfile.TemporaryDirectory() as name:
         try:
-            for turn in turns:
-                pairs.append(started(kind, options, turn, Path(name)))  # noqa: PERF401  # those that are started are ended, whatever comes
+            pairs.extend(started(kind, options, turn, Path(name)) for turn in turns)  # one by one: all that are started are ended
             for pair in pairs:
                 for service in pair:
                     service.stretch(0.5)

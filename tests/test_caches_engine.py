@@ -16,6 +16,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -380,7 +381,7 @@ def test_a_collection_in_the_middle_of_storing_whose_finalizers_use_the_cache_br
                 for number in range(3):
                     cache[number] = 100
                 gc.disable()
-                Dying(cache.clear if what == "clear" else lambda cache=cache: cache.__setitem__("big", 1700))  # type: ignore[misc]
+                Dying(cache.clear if what == "clear" else partial(cache.__setitem__, "big", 1700))
                 gc.set_threshold(gc.get_count()[0] + wait, 10**6, 10**6)
                 gc.enable()
                 cache["k"] = 900

@@ -260,8 +260,13 @@ def test_a_record_that_cannot_be_read_is_named_and_hides_no_other(directory: Pat
 
     async def act(pilot: Pilot[None], app: Top) -> None:
         assert names(app) == ["api-worker"]
-        said = "".join(line.strip() for line in seen(app)[-4:])
-        assert "broken-1-x.memwatch" in said and "is not a memwatch record, or is corrupt" in said
+
+        def said() -> str:
+            return "".join(line.strip() for line in seen(app)[-4:])
+
+        # The line is written first, and laid out anew, over two lines, then.
+        await until(pilot, lambda: "broken-1-x.memwatch" in said(), "the record is named")
+        assert "is not a memwatch record, or is corrupt" in said()
 
     play(directory, act)
 
