@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import math
 import os
 import sys
 import time
@@ -29,24 +28,22 @@ from memwatch.expectations import Expectations
 from memwatch.interpreters import refusal
 from memwatch.journal import Journal
 from memwatch.live import LOOK_EVERY_S, LiveSocket
-from memwatch.model import CHANNEL_BY_NAME, Census, Event, Evidence, Kind, Process, Report, Sample, Statistics, Verdict
+from memwatch.model import Census, Event, Evidence, Process, Report, Sample, Statistics, Verdict
+from memwatch.news import News
 from memwatch.pressure import Level, Pressure, ReliefHooks
 from memwatch.record import RecordError, read_report
-from memwatch.relief import ALERT_AGAIN_S, Relief, Situation, collect_is_cheap
+from memwatch.relief import Relief, Situation, collect_is_cheap
 from memwatch.routes import known as known_ledger
 from memwatch.routes.attribution import Attribution
 from memwatch.tally import Tally
+from memwatch.timeline import Clock, Timeline
 from memwatch.trend import LeakDetector
 from memwatch.vitals import Vitals, collect_garbage, read_pools_with, trim
 from memwatch.whoami import describe_process
 
 FORKED_CHILD_DELAY_S = 1.0
 """A forked child takes its first sample after this long: what lives shorter is of no interest to anybody, and costs nothing."""
-EXHAUSTION_ALERT_S = 3600.0
-"""Alert when the memory limit is projected to be reached within this time, whatever the verdict calls the growth."""
 EVENTS_IN_MEMORY = 200
-KIND_SAMPLES = 24
-"""A leak is said to be of another kind when it has looked like that for so many samples in a row (guess)."""
 END_WAIT_S = 1.0
 """`stop()` and the end of the interpreter wait at most this long for a tick under way, and as long for its write."""
 CYCLES_SHARE = 0.5
@@ -57,18 +54,6 @@ LOOK_AGAIN_S = 0.1
 """While a forked child looks at the heap, the thread wakes this often to read what it has found."""
 FORK_WAIT_S = 0.2
 """The program's fork waits at most this long for a write under way (a slow disk)."""
-
-
-class Clock(Protocol):
-    """Time as a parameter; `memwatch.testing.FakeClock` is another one."""
-
-    def time(self) -> float:
-        """Unix time."""
-        ...
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        ...
 
 
 class Source(Protocol):
@@ -103,27 +88,19 @@ class Watcher:
     _due_s: float
     _ticking: bool
     _stopped: bool
-    _first_monotonic_s: float | None
-    _first_wall_s: float
-    _anchor_s: float
+    _timeline: Timeline
     _tally: Tally
-    _verdict: Verdict
+    _news: News
     _detector: LeakDetector | None
     _limit: float | None
     _events: list[Event]
     _pending: list[Event]
-    _told_growth: float
-    _exhaustion_told: bool
-    _fast_told: bool
-    _fast_told_s: float
     _looked_for: bool
     _process: Process | None
     _relief: Relief
     _journal: Journal
     _routes: Attribution
     _evidence: tuple[Evidence, ...]
-    _kind_found: Kind | None
-    _kind_samples: int
 
     def __init__(
         self,
@@ -264,7 +241,7 @@ class Watcher:
         Cost: as one tick (bench/tick.py).
         """
         with self._state_lock:
-            return Sample(self.clock.time(), self._uptime(), self._read())
+            return Sample(self.clock.time(), self._timeline.uptime_s(), self._read())
 
     def trend(self, channel: str = "rss") -> Verdict:
         """What one channel does.
@@ -283,7 +260,7 @@ class Watcher:
     def statistics(self) -> Statistics:
         """Current, average and peak of every channel since the watch began."""
         with self._state_lock:
-            return self._tally.statistics(self._uptime(), self._verdicts())
+            return self._tally.statistics(self._timeline.uptime_s(), self._verdicts())
 
     def report(self) -> Report:
         """Everything known.  Where there is a record, the curve, all events and the evidence come from it."""
@@ -306,7 +283,7 @@ class Watcher:
     @property
     def verdict(self) -> Verdict:
         """The verdict of the last sample."""
-        return self._verdict
+        return self._news.verdict
 
     @property
     def samples(self) -> int:
@@ -376,7 +353,7 @@ class Watcher:
         forks.settled()
         with self._state_lock:
             if self._ticking:
-                return self._verdict
+                return self._news.verdict
             self._ticking = True
         try:
             self._tick()
@@ -385,25 +362,25 @@ class Watcher:
             self._fail("tick", error, disabled=False)
         finally:
             self._ticking = False
-        return self._verdict
+        return self._news.verdict
 
     def _tick(self) -> None:
         self._look_at_routes()
         with self._state_lock:
             if not self._tally.samples:
                 forks.watch(self)  # also where tick() is called by hand
-            now_s = self._now()
+            now_s = self._timeline.now()
             values = self._read()
-            sample = Sample(now_s, self._uptime(), values)
+            sample = Sample(now_s, self._timeline.uptime_s(), values)
             self._tally.add(sample)
             situation = self._situation(sample)
             found = self._judge(sample)
             conclusion = self._inquire(found)
             events = self._draw(conclusion, now_s, situation)
             if events or (conclusion is not None and conclusion.bounded is not None):
-                found = self._on_wall_clock(self._overall())
-            before, self._verdict = self._verdict, self._announced(found)
-            more, occasions = self._consequences(before, self._verdict, now_s)
+                found = self._timeline.on_wall_clock(self._overall())
+            growth_limit = self.config.growth_limit(self._limit)
+            more, occasions = self._news.follow(found, now_s, growth_limit=growth_limit, looking=self._inquiry.pending)
             events += more
             census = self._census(conclusion, now_s)
             events += self._routes.observe(sample)
@@ -434,19 +411,18 @@ class Watcher:
             self._tell(occasion)
 
     def _judge(self, sample: Sample) -> Verdict:
-        """The detector's clock is the first wall time plus monotonic seconds; people read the wall clock of now."""
         if self._detector is None:
             growth_limit = self.config.growth_limit(self._limit)
             self._detector = LeakDetector(self.config.interval_s, self._limit, growth_limit=growth_limit)
-        found = self._detector.update(self._first_wall_s + sample.uptime_s, sample.values)
-        return self._on_wall_clock(found)
+        found = self._detector.update(self._timeline.steady(sample.uptime_s), sample.values)
+        return self._timeline.on_wall_clock(found)
 
     # -- evidence --------------------------------------------------------------------------------------------------------------
 
     def _inquire(self, found: Verdict) -> Conclusion | None:
         """Let the inquiry take note of the tick.  What fails in it costs the evidence, not the watch."""
         now_s = self.clock.monotonic()
-        since_s = None if found.since is None else now_s - (self._now() - found.since)
+        since_s = None if found.since is None else now_s - (self._timeline.now() - found.since)
         readings = self._tally.latest()
         if self._limit is not None:
             readings["limit"] = self._limit
@@ -463,7 +439,7 @@ class Watcher:
         if conclusion is None:
             return []
         self._evidence = conclusion.evidence
-        self._kind_found = conclusion.kind
+        self._news.kind_found = conclusion.kind
         if conclusion.bounded is not None:
             self._explain(conclusion.bounded)
             return [Event(now_s, "note", {"note": f"a fill, not a leak: {conclusion.bounded.reason}"})]
@@ -492,27 +468,10 @@ class Watcher:
     def _detector_grown(self) -> float:
         return 0.0 if self._detector is None else self._detector.verdict.grown
 
-    def _announced(self, found: Verdict) -> Verdict:
-        """The verdict as it is told: a leak only when the evidence is in, because it may show a cache that fills up."""
-        if found.state != "leaking":
-            self._kind_found = None
-            return found
-        if self._kind_found is not None:
-            found = replace(found, kind=self._kind_found)
-        elif found.kind != self._verdict.kind and self._verdict.state == "leaking" and self._verdict.kind != "none":
-            # Where two allocators grow, now the one is ahead and now the other: what was said stands until it has been so for long.
-            self._kind_samples += 1
-            if self._kind_samples < KIND_SAMPLES:
-                return replace(found, kind=self._verdict.kind)
-        self._kind_samples = 0
-        if self._verdict.state == "leaking" or not self._inquiry.pending:
-            return found
-        return replace(found, state="growing", severity=None, reason=f"{found.reason}; what grows is being looked at")
-
     def _look_at_routes(self, *, asked: bool = False) -> None:
         """Find out whose requests the growth goes with; without a lock, because it may take a tenth of a second."""
-        verdict = self._verdict
-        since_s = None if verdict.since is None else verdict.since - self._anchor_s
+        verdict = self._news.verdict
+        since_s = None if verdict.since is None else verdict.since - self._timeline.anchor_s
         try:
             for event in self._routes.look(verdict, since_s, asked=asked):
                 self.note(event.what, event.details)
@@ -529,41 +488,6 @@ class Watcher:
             return None
         after = self.read_rss()
         return None if after is None else before - after
-
-    # -- consequences ----------------------------------------------------------------------------------------------------------
-
-    def _consequences(self, before: Verdict, after: Verdict, now_s: float) -> tuple[list[Event], list[Occasion]]:
-        """Events of this tick, and the occasions on which the sinks are told."""
-        events: list[Event] = []
-        occasions: list[Occasion] = []
-        if after.state != before.state or (after.state == "leaking" and after.kind != before.kind):
-            events.append(Event(now_s, "verdict", after.to_dict()))
-            if after.state == "leaking" and before.state != "leaking":
-                occasions.append("leak")
-                self._told_growth = after.grown
-            elif before.state == "leaking" and after.state != "leaking":
-                occasions.append("over")
-        elif after.state == "leaking" and after.grown >= 2 * self._told_growth > 0 and not self._inquiry.pending:
-            occasions.append("doubled")
-            self._told_growth = after.grown
-        left_s = after.exhausted_in_s
-        if left_s is not None and left_s < EXHAUSTION_ALERT_S and after.state in ("growing", "leaking"):
-            if not self._exhaustion_told:
-                self._exhaustion_told = True
-                details = {"alert": "exhaustion", "exhausted_in_s": left_s, "channel": after.channel}
-                events.append(Event(now_s, "alert", details))
-                occasions.append("exhaustion")
-        elif left_s is None or left_s > 2 * EXHAUSTION_ALERT_S:
-            self._exhaustion_told = False
-        # A leak carries its severity; this is for what grows as fast without being called one (yet).
-        bytes_grow = CHANNEL_BY_NAME[after.channel].unit == "bytes" and after.state == "growing"
-        fast = bytes_grow and (after.rate_low or 0.0) >= self.config.growth_limit(self._limit) and not self._inquiry.pending
-        if fast and not self._fast_told and now_s - self._fast_told_s >= ALERT_AGAIN_S:
-            self._fast_told_s = now_s
-            events.append(Event(now_s, "alert", {"alert": "growth", "rate": after.rate, "channel": after.channel}))
-            occasions.append("growth")
-        self._fast_told = fast or (self._fast_told and bytes_grow)
-        return events, occasions
 
     def _situation(self, sample: Sample) -> Situation:
         return Situation(
@@ -739,23 +663,16 @@ class Watcher:
         self._due_s = 0.0
         self._ticking = False
         self._stopped = False
-        self._first_monotonic_s = None
-        self._first_wall_s = self._anchor_s = 0.0
+        self._timeline = Timeline(self.clock, self.config.interval_s, self._clock_moved)
         self._tally = Tally()
-        self._verdict = Verdict("rss", "warming-up", reason="no sample was taken yet")
+        self._news = News()
         self._detector = None
         self._limit = self.config.memory_limit_bytes
         self._events = []
         self._pending = []
-        self._told_growth = 0.0
-        self._exhaustion_told = False
-        self._fast_told = False
-        self._fast_told_s = -math.inf
         self._looked_for = False
         self._process = None
         self._evidence = ()
-        self._kind_found = None
-        self._kind_samples = 0
         self._relief = Relief(
             self._hooks, cleanup_interval_s=self.config.cleanup_interval_s, read_rss=self.read_rss, on_error=self._fail
         )
@@ -771,26 +688,8 @@ class Watcher:
             limit_bytes=self.config.record_limit_bytes,
         )
 
-    def _uptime(self) -> float:
-        return 0.0 if self._first_monotonic_s is None else self.clock.monotonic() - self._first_monotonic_s
-
-    def _now(self) -> float:
-        """Unix time that follows the monotonic clock, so that samples stay in order when the wall clock is set."""
-        wall_s, monotonic_s = self.clock.time(), self.clock.monotonic()
-        if self._first_monotonic_s is None:
-            self._first_monotonic_s = monotonic_s
-            self._first_wall_s = self._anchor_s = wall_s
-        now_s = self._anchor_s + (monotonic_s - self._first_monotonic_s)
-        moved_s = wall_s - now_s
-        if abs(moved_s) <= max(60.0, 2 * self.config.interval_s):
-            return now_s
-        self._anchor_s += moved_s
+    def _clock_moved(self, moved_s: float) -> None:
         self.note("note", {"note": "the wall clock was set, or the machine slept", "seconds": round(moved_s, 1)})
-        return wall_s
-
-    def _on_wall_clock(self, verdict: Verdict) -> Verdict:
-        moved_s = self._anchor_s - self._first_wall_s
-        return verdict if verdict.since is None or not moved_s else replace(verdict, since=verdict.since + moved_s)
 
     def _read(self) -> Mapping[str, float]:
         source = self._given_source or self._vitals
@@ -832,12 +731,12 @@ class Watcher:
     def _verdicts(self) -> Mapping[str, Verdict]:
         if self._detector is None:
             return {}
-        return {name: self._on_wall_clock(verdict) for name, verdict in self._detector.verdicts().items()}
+        return {name: self._timeline.on_wall_clock(verdict) for name, verdict in self._detector.verdicts().items()}
 
     def _report(self, *, estimate: bool = False) -> Report:
-        statistics = self._tally.statistics(self._uptime(), self._verdicts())
+        statistics = self._tally.statistics(self._timeline.uptime_s(), self._verdicts())
         caches, routes = registry.rows(estimate=estimate), self._routes.rows()
-        return Report(self._described(), self._verdict, statistics, self._evidence, caches, routes, self._routes.note)
+        return Report(self._described(), self._news.verdict, statistics, self._evidence, caches, routes, self._routes.note)
 
     def _described(self) -> Process:
         if self._process is None:

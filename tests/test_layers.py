@@ -37,6 +37,8 @@ LAYERS: dict[str, int] = {
     "memwatch.journal": 3,
     "memwatch.audience": 3,
     "memwatch.live": 3,
+    "memwatch.news": 3,
+    "memwatch.timeline": 3,
     "memwatch.relief": 3,
     "memwatch.blocks": 3,
     "memwatch.routes": 3,

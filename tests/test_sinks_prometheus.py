@@ -220,6 +220,63 @@ def test_caches_are_in_the_scrape_with_removals_by_cause_and_those_of_one_name_t
     assert value(series, "memwatch_cache_removals_total", cache=name, cause="deleted") == 1.0
 
 
+def test_what_routes_did_is_in_the_scrape_and_what_each_request_leaves_behind_of_those_blamed_only(
+    registry: CollectorRegistry,
+) -> None:
+    figures = {"requests": 900, "errors": 3, "in_flight": 2, "p50_s": 0.01, "p95_s": 0.2, "p99_s": 0.5}
+    rows = (
+        {"route": "POST /cart", **figures, "bytes_per_request": 2048.0, "blamed": True},
+        {"route": "GET /", **figures, "bytes_per_request": 12.0, "blamed": False},
+        {"route": "job:mail", "requests": 1, "errors": 0, "in_flight": 0, "p50_s": None, "bytes_per_request": None},
+    )
+    prometheus.install(registry).ticked(Sample(0.0, 0.0, {}), replace(report_cases.leak(), routes=rows))
+    series = scraped(registry)
+    assert value(series, "memwatch_route_requests_total", route="POST /cart") == 900.0
+    assert value(series, "memwatch_route_errors_total", route="POST /cart") == 3.0
+    assert value(series, "memwatch_route_in_flight", route="POST /cart") == 2.0
+    assert value(series, "memwatch_route_duration_seconds", route="GET /", quantile="0.95") == 0.2
+    assert value(series, "memwatch_route_requests_total", route="job:mail") == 1.0
+    assert value(series, "memwatch_route_duration_seconds", route="job:mail", quantile="0.5") is None
+    left = {labels: found for (name, labels), found in series.items() if name == "memwatch_route_growth_per_request_bytes"}
+    assert left == {frozenset({("route", "POST /cart")}): 2048.0}
+
+
+def test_between_processes_requests_of_a_route_add_up_and_outlive_their_worker(
+    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+    program = f"""
+        import os, sys
+        sys.path[:0] = [{str(Path(__file__).parent)!r}]
+        from sinks_runs import ramp, run, watcher_of
+        from memwatch import routes
+        from memwatch.sinks import prometheus
+        child = os.fork()
+        watcher, clock = watcher_of(ramp(), ["prometheus"])
+        for number in range(3 if child else 40):
+            flight = routes.ledger().begin("job:mail")
+            if not child and number == 39:
+                break  # under way
+            routes.ledger().end(flight, "job:mail", failed=number == 0)
+        run(watcher, clock, 1)
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(prometheus.exposition(watcher).decode(), "\x00")
+        prometheus.mark_process_dead(child)
+        print(prometheus.exposition(watcher).decode())
+    """
+    both, one = map(parsed, python(program).stdout.split("\x00"))
+    assert value(both, "memwatch_route_requests_total", route="job:mail") == 42.0
+    assert value(both, "memwatch_route_in_flight", route="job:mail") == 1.0
+    assert value(one, "memwatch_route_requests_total", route="job:mail") == 42.0
+    assert value(one, "memwatch_route_errors_total", route="job:mail") == 2.0
+    assert value(one, "memwatch_route_in_flight", route="job:mail") == 0.0
+    times = [labels for name, labels in one if name == "memwatch_route_duration_seconds"]
+    assert len(times) == 3  # of the process that lives
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12 and later
 def test_a_forked_child_exports_nothing_of_its_parents(registry: CollectorRegistry) -> None:
     watcher, clock = watcher_of(ramp(), [prometheus.install(registry)])

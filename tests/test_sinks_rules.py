@@ -88,13 +88,26 @@ def test_the_dashboard_has_what_grafana_wants_of_one() -> None:
 
 
 LEAKING = """
-    import sys, threading, time
+    import random, sys, threading, time
+    from wsgiref.util import setup_testing_defaults
     import memwatch, prometheus_client
+    from memwatch.integrations.wsgi import MemwatchMiddleware
     watcher = memwatch.start(interval="0.1s", memory_limit="4GiB", name="shop", directory=False, sinks=["prometheus"])
     prometheus_client.start_http_server(int(sys.argv[1]), addr="127.0.0.1")
     kept = []
+
+    def application(environ, start_response):
+        sessions = [{"session": [str(n) for n in range(20)]} for _ in range(40)]
+        if environ["PATH_INFO"].startswith("/cart"):
+            kept.extend(sessions)
+        start_response("503 Busy" if environ["PATH_INFO"] == "/busy" else "200 OK", [])
+        return [b""]
+
+    watched = MemwatchMiddleware(application)
     while True:
-        for _ in range(40): kept.append({"session": [str(n) for n in range(20)]})
+        environ = {"PATH_INFO": random.choice(["/cart/7", "/cart/8", "/ping", "/busy"])}
+        setup_testing_defaults(environ)
+        watched(environ, lambda *said: None).close()
         time.sleep(0.01)
 """
 
@@ -112,6 +125,12 @@ def test_a_real_prometheus_scrapes_a_leaking_service_and_the_alert_fires(tmp_pat
             assert leak["metric"]["kind"] == "python-heap"
             assert engine.query("memwatch_memory_growth_bytes_per_second > 0") != []
             assert engine.query("process_resident_memory_bytes") != []
+            (blamed,) = engine.wait_for("memwatch_route_growth_per_request_bytes", service)
+            assert blamed["metric"]["route"] == "GET /cart/{id}"
+            assert 40 * 1000 < float(blamed["value"][1]) < 160 * 1000  # 40 times a dictionary, a list and what is in it
+            assert engine.wait_for('rate(memwatch_route_requests_total{route="GET /ping"}[10s]) > 0', service)
+            assert engine.query("memwatch_route_errors_total > 0")[0]["metric"]["route"] == "GET /busy"
+            assert len(engine.query('memwatch_route_duration_seconds{route="GET /cart/{id}"} > 0')) == 3
             (alert,) = engine.wait_for('ALERTS{alertname="MemwatchLeak", alertstate="firing"}', service)
             assert alert["metric"]["fingerprint"] == leak["metric"]["fingerprint"]
             assert alert["metric"]["severity"] == "warning"

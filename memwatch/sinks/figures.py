@@ -1,7 +1,7 @@
 """The figures of a watched process for systems that keep numbers: one table of metrics, filled from what a sink is told.
 
-Law: nothing is measured here, and nothing grows: label values are kinds, states, causes, the names of the largest caches, and the
-fingerprint of the leak there is.  After a fork the child has no figures until its own first sample.
+Law: nothing is measured here, and nothing grows: label values are kinds, states, causes, the names of the largest caches and of the
+busiest routes, and the fingerprint of the leak there is.  After a fork the child has no figures until its own first sample.
 """
 
 from __future__ import annotations
@@ -99,6 +99,30 @@ CACHE_REMOVALS = Metric(
     "Entries that left, by why.",
     ("cache", "cause"),
 )
+ROUTE_REQUESTS = Metric(
+    "memwatch_route_requests_total", "memwatch.route.requests", "{request}", "Requests or jobs that are over.", ("route",)
+)
+ROUTE_ERRORS = Metric(
+    "memwatch_route_errors_total", "memwatch.route.errors", "{error}", "Those that raised or answered 5xx.", ("route",)
+)
+ROUTE_IN_FLIGHT = Metric(
+    "memwatch_route_in_flight", "memwatch.route.in_flight", "{request}", "Those under way.", ("route",), across="livesum"
+)
+ROUTE_DURATION = Metric(
+    "memwatch_route_duration_seconds",
+    "memwatch.route.duration",
+    "s",
+    "Percentiles of how long they took, of the last five to ten minutes.",
+    ("route", "quantile"),
+)
+ROUTE_GROWTH = Metric(
+    "memwatch_route_growth_per_request_bytes",
+    "memwatch.route.growth",
+    "By",
+    "What each leaves behind, of a route that growth is put down to.",
+    ("route",),
+    across="livemax",
+)
 INFO = Metric(
     "memwatch_watch_info", "memwatch.watch", "1", "1; the program's labels, as label_<name>.", ("version", "process"), "livemax"
 )
@@ -106,7 +130,7 @@ INFO = Metric(
 METRICS = (
     MEMORY, MEMORY_GROWTH, RESOURCES, RESOURCE_GROWTH, LIMIT, USED, EXHAUSTION, STATE, LEAK, LEAKS, PRESSURE, FREED, FAILURES,
     SAMPLED, INTERVAL, CACHE_ENTRIES, CACHE_BYTES, CACHE_HITS, CACHE_MISSES, CACHE_LOADS, CACHE_LOAD_ERRORS, CACHE_LOAD_TIME,
-    CACHE_REMOVALS, INFO,
+    CACHE_REMOVALS, ROUTE_REQUESTS, ROUTE_ERRORS, ROUTE_IN_FLIGHT, ROUTE_DURATION, ROUTE_GROWTH, INFO,
 )  # fmt: skip
 
 EXPORTED = {MEMORY: "byte", MEMORY_GROWTH: "byte", LIMIT: "byte", USED: "ratio", CACHE_BYTES: "byte"}
@@ -123,6 +147,8 @@ _PER_CACHE = (
     (CACHE_LOAD_ERRORS, "load_errors"),
     (CACHE_LOAD_TIME, "load_time_s"),
 )
+_PER_ROUTE = ((ROUTE_REQUESTS, "requests"), (ROUTE_ERRORS, "errors"), (ROUTE_IN_FLIGHT, "in_flight"))
+_QUANTILES = (("0.5", "p50_s"), ("0.95", "p95_s"), ("0.99", "p99_s"))
 MOVING = ("growing", "leaking", "recovering")
 MOST_LABELS = 20
 LONGEST_LABEL = 200
@@ -135,7 +161,7 @@ class Figures:
         left_out: channels that somebody else exports already.
 
     Threads: fed by one; `current()` from any.
-    Cost: about 40 small tuples a sample.
+    Cost: about 40 small tuples a sample, and 6 for each cache and route shown.
     """
 
     def __init__(self, left_out: frozenset[str] = frozenset()) -> None:
@@ -232,6 +258,7 @@ class Figures:
             self._info = _info(report)
         yield (*self._info, 1.0)
         yield from _of_caches(report.caches)
+        yield from _of_routes(report.routes)
 
 
 def _rate(summary: ChannelSummary) -> float | None:
@@ -263,3 +290,19 @@ def _of_caches(rows: tuple[Mapping[str, Any], ...]) -> Iterator[Figure]:
             sums[where] = sums.get(where, 0.0) + count
     for (metric, labels), value in sums.items():
         yield metric, labels, value
+
+
+def _of_routes(rows: tuple[Mapping[str, Any], ...]) -> Iterator[Figure]:
+    for row in rows:
+        name = str(row.get("route"))[:LONGEST_LABEL]
+        for metric, key in _PER_ROUTE:
+            value = row.get(key)
+            if value is not None:
+                yield metric, (name,), value
+        for quantile, key in _QUANTILES:
+            took_s = row.get(key)
+            if took_s is not None:
+                yield ROUTE_DURATION, (name, quantile), took_s
+        grown = row.get("bytes_per_request")
+        if row.get("blamed") and grown is not None:
+            yield ROUTE_GROWTH, (name,), grown
