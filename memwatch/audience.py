@@ -181,7 +181,7 @@ def log_event(event: Event) -> None:
     elif event.what == "alert" and details["alert"] == "growth":
         say("memory grows by %s, at or above the growth limit", units.format_rate(details["rate"]))
     elif event.what == "alert":
-        say("memory runs out in about %s at this rate", units.format_duration(details["exhausted_in_s"]))
+        say("memory runs out %s at this rate", units.format_left(details["exhausted_in_s"]))
     elif event.what == "note" and details.get("note") in ("request", "route"):
         from memwatch.report.happenings import happened  # loaded when there is something to say
 

@@ -171,6 +171,16 @@ def format_duration(seconds: float | None) -> str:
     return f"{days:.1f} days" if days < 10 else f"{days:,.0f} days"
 
 
+def format_left(seconds: float) -> str:
+    """Render the time until something runs out, for a sentence: `in about 14 min`, or `any moment`."""
+    return f"in about {format_duration(seconds)}" if seconds >= 1.0 else "any moment"
+
+
+def format_left_short(seconds: float) -> str:
+    """The same for a table: `14 min`, or `now`."""
+    return format_duration(seconds) if seconds >= 1.0 else "now"
+
+
 def rate_scale(rate_per_s: float) -> tuple[float, str]:
     """The unit of time a rate is best told in: the factor from per-second and its name (`min`, `h`, `day`)."""
     if abs(rate_per_s) * 60 >= 0.1 * 1024**2:

@@ -47,6 +47,25 @@ def test_the_verdict_is_the_first_line_and_one_sentence() -> None:
     assert reports.render(cases.leak(), width=200).startswith(reports.headline(cases.leak()) + "\n")
 
 
+def test_at_the_limit_there_is_no_time_left_to_count() -> None:
+    report = cases.leak()
+    full = replace(report, verdict=replace(report.verdict, exhausted_in_s=0.0))
+    assert reports.headline(full).endswith("1.21 of 2.00 GiB, out of memory any moment")
+
+
+def test_time_left_that_follows_faster_resident_memory_says_so() -> None:
+    report = cases.leak()
+    channels = {**report.statistics.channels, "rss": replace(report.statistics.channels["rss"], rate=2 * report.verdict.rate)}
+    faster = replace(report, statistics=replace(report.statistics, channels=channels))
+    assert reports.headline(faster).endswith("out of memory in about 64 min (resident memory grows by 24.8 MiB/min)")
+
+
+def test_a_name_without_end_is_cut_in_the_sentence() -> None:
+    report = cases.leak()
+    first = reports.headline(replace(report, process=replace(report.process, name="n" * 100_000)))
+    assert "n…[4242]  Python heap" in first and len(first) < 300
+
+
 def test_a_look_alike_is_said_not_to_be_a_leak_and_why() -> None:
     first = reports.headline(cases.lookalike())
     assert first.startswith("NOT A LEAK  search[77]  ") and "a cache that has filled" in first

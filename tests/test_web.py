@@ -369,6 +369,7 @@ def test_who_leaves_in_the_middle_of_a_form_is_no_failure(tmp_path: Path) -> Non
     ("options", "token", "said"),
     [
         (["--host", "0.0.0.0"], "", "--host 0.0.0.0 can be reached from other machines: set MEMWATCH_TOKEN"),
+        (["--host", "no.such.host.invalid"], "", "cannot listen on no.such.host.invalid port 0"),
         (["--host", "0.0.0.0"], "short", "MEMWATCH_TOKEN: the token must be text of at least 16 characters"),
         (["--host", "no.such.host.invalid"], TOKEN, "cannot listen on no.such.host.invalid port 0"),
     ],

@@ -27,7 +27,7 @@ from memwatch.report.words import (
     what_grows,
     who,
 )
-from memwatch.units import format_duration
+from memwatch.units import format_duration, format_left_short
 
 
 @click.command("ps", short_help="List watched processes, dead ones too.")
@@ -97,7 +97,7 @@ def _cells(report: Report) -> tuple[str, ...]:
         what_grows(verdict) if moving else "",
         pace(verdict.channel, verdict.rate) if moving else "",
         "" if rss is None else of_limit(rss, memory_limit(report)),
-        "" if left_s is None else format_duration(left_s),
+        "" if left_s is None else format_left_short(left_s),
         _watched(report),
     )
 

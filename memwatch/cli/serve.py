@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import socket
 
 import click
 
@@ -42,6 +43,10 @@ def command(host: str, port: int, names: tuple[str, ...], directory: str | None)
         raise _Refused("memwatch serve needs starlette and uvicorn: pip install 'memwatch[web]'")
     place = options.record_directory(options.load(directory=directory))
     token = os.environ.get(TOKEN, "").strip() or None
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # before a token is asked for that would not help
+        raise _Refused(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
     if token is None and not _is_loopback(host):
         raise _Refused(
             f"--host {host} can be reached from other machines: set {TOKEN} to at least 16 characters first "

@@ -13,7 +13,7 @@ from typing import cast
 from memwatch.model import STATES, Event, Report, Sample, State
 from memwatch.report.happenings import happened
 from memwatch.report.words import as_of, is_bytes, memory_limit, title, unit, what_runs_out
-from memwatch.units import format_duration
+from memwatch.units import format_left
 
 MEMORY = ("rss", "heap", "native", "retained", "limit")
 RESOURCES = ("fds", "sockets", "threads", "tasks", "children")
@@ -276,6 +276,6 @@ def _projection(report: Report, series: Iterable[Series], end_s: float) -> Proje
     levels = [value for value in drawn.values if value is not None] if drawn is not None else []
     if not levels or limit is None or levels[-1] >= limit:
         return None
-    text = f"out of {what_runs_out(verdict.channel)} in about {format_duration(left_s)}"
+    text = f"out of {what_runs_out(verdict.channel)} {format_left(left_s)}"
     since_s = max(end_s, as_of(report) or end_s)
     return Projection(channel, end_s, levels[-1], since_s + left_s, limit, text)

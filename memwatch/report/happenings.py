@@ -10,7 +10,7 @@ from memwatch.model import CHANNEL_BY_NAME, Event
 from memwatch.report.layout import shown
 from memwatch.report.usage import blame
 from memwatch.report.words import of_limit, what_runs_out
-from memwatch.units import format_count, format_duration, format_rate, format_size
+from memwatch.units import format_count, format_duration, format_left, format_rate, format_size
 
 BYTES = ("rss", "limit", "threshold", "freed", "rss_freed", "grown", "bytes")
 """Details that are sizes, for events whose details we do not know."""
@@ -35,7 +35,7 @@ def _pressure(details: Mapping[str, Any]) -> str:
 
 def _alert(details: Mapping[str, Any]) -> str:
     if details["alert"] == "exhaustion":
-        return f"out of {what_runs_out(details['channel'])} in about {format_duration(details['exhausted_in_s'])}"
+        return f"out of {what_runs_out(details['channel'])} {format_left(details['exhausted_in_s'])}"
     if details["alert"] == "growth":
         return f"{CHANNEL_BY_NAME[details['channel']].title} grows by {format_rate(details['rate'])}, at or above the growth limit"
     return f"{details['level']} level reached: {_level(details)}"

@@ -11,6 +11,7 @@ from memwatch.units import (
     format_count,
     format_count_rate,
     format_duration,
+    format_left,
     format_rate,
     format_size,
     format_sizes,
@@ -48,6 +49,10 @@ STATE_WORDS: Mapping[State, str] = {
     "stable": "STABLE",
 }
 NOT_A_LEAK = "NOT A LEAK"
+FASTER = 1.25
+"""Resident memory that grows by so much more than the channel of the verdict is told of: the time left would not fit the rate."""
+LONGEST_NAME = 100
+"""Characters of a process's name that a sentence shows."""
 
 
 def status(verdict: Verdict) -> str:
@@ -70,7 +75,8 @@ def what_grows(verdict: Verdict) -> str:
 
 def who(report: Report) -> str:
     """`name[pid]`, safe to print."""
-    return f"{shown(report.process.name)}[{report.process.pid}]"
+    name = report.process.name
+    return f"{shown(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + '…')}[{report.process.pid}]"
 
 
 def headline(report: Report) -> str:
@@ -96,8 +102,18 @@ def _growth(report: Report) -> str:
     if level:
         text += f", {level}"
     if report.process.fate == "running" and verdict.exhausted_in_s is not None:
-        text += f", out of {what_runs_out(verdict.channel)} in about {format_duration(verdict.exhausted_in_s)}"
+        text += f", out of {what_runs_out(verdict.channel)} {format_left(verdict.exhausted_in_s)}{_by_resident(report)}"
     return text + _fate_clause(report)
+
+
+def _by_resident(report: Report) -> str:
+    """Time left follows resident memory; how fast that grows, where it is faster than what the sentence is about."""
+    verdict = report.verdict
+    summary = report.statistics.channels.get("rss")
+    rate = None if summary is None or verdict.channel == "rss" else summary.rate
+    if rate is None or not is_bytes(verdict.channel) or rate < FASTER * verdict.rate:
+        return ""
+    return f" (resident memory grows by {format_rate(rate)})"
 
 
 def what_runs_out(channel: str) -> str:

@@ -17,7 +17,7 @@ from memwatch.report import headline
 from memwatch.report.causes import known_causes
 from memwatch.report.stacks import frames
 from memwatch.report.words import amount, as_of, is_bytes, level_of_limit, pace, share_of, title, what_grows
-from memwatch.units import format_duration, format_size
+from memwatch.units import format_duration, format_left, format_size
 
 TYPES: Mapping[Occasion, str] = {
     "leak": "MemoryLeakSuspected",
@@ -119,8 +119,8 @@ def _sentence(occasion: Occasion, report: Report, details: Mapping[str, Any]) ->
     if occasion == "growth":
         return _short(f"{report.process.name}: {what_grows(verdict)} grows by {pace(verdict.channel, verdict.rate)}")
     if occasion == "exhaustion" and verdict.exhausted_in_s is not None:
-        left = format_duration(verdict.exhausted_in_s)
-        return _short(f"{report.process.name}: out of {what_grows(verdict)} in about {left}, {level_of_limit(report)}")
+        left = format_left(verdict.exhausted_in_s)
+        return _short(f"{report.process.name}: out of {what_grows(verdict)} {left}, {level_of_limit(report)}")
     if occasion == "finding":
         reason = f" ({details['reason']})" if details.get("reason") else ""
         held = f", held by {' → '.join(map(str, details['held_by']))}" if details.get("held_by") else ""

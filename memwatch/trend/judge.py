@@ -152,8 +152,8 @@ BASE_LEAST = 0.04
 """No growth below this part of the base matters on any scale: processes breathe."""
 
 LEAST_BYTES = 2.0 * MIB
-"""No growth below this matters either: two arenas of Python's allocator (1 MiB each from 3.10 on), which become resident page by page
-while what was allocated at the start is freed and new objects are put between.  Decides at intervals below some 0.3 s only."""
+"""No growth below this matters either: two arenas of Python's allocator (1 MiB each from 3.10 on), which become resident page by
+page while much is freed and new objects are put between the old.  Decides at intervals below some 0.3 s only."""
 
 ROOM_SHARE = (0.12, 0.03)
 """The same as a part of what is left to the limit: a leak that cannot matter before the next deploy is `growing` ..."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memwatch.model import CHANNEL_BY_NAME
 from memwatch.trend.judge import Ruling, Why
-from memwatch.units import format_count, format_count_rate, format_duration, format_rate, format_size
+from memwatch.units import format_count, format_count_rate, format_duration, format_left, format_rate, format_size
 
 SHORT_TITLES = {"fds": "open descriptors", "native": "malloc memory in use", "retained": "memory kept by the allocators"}
 
@@ -122,7 +122,7 @@ def leaking(channel: str, ruling: Ruling, low: float | None, high: float | None,
     if low is not None and high is not None:
         text += f" (95 %: {pace(channel, low)} to {pace(channel, high)})"
     if exhausted_in_s is not None:
-        text += f"; the limit is reached in about {format_duration(exhausted_in_s)}"
+        text += f"; the limit is reached {format_left(exhausted_in_s)}"
     return text
 
 

@@ -27,7 +27,7 @@ from memwatch.report.words import (
     time_left_s,
     what_grows,
 )
-from memwatch.units import format_duration
+from memwatch.units import format_duration, format_left_short
 from memwatch.web.reading import OUTLINE_CHANNEL, Seen
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
@@ -90,7 +90,7 @@ def row(seen: Seen) -> Row:
         ("kind", text(what_grows(verdict)) if moving else ""),
         ("rate n", text(pace(verdict.channel, verdict.rate)) if moving else ""),
         ("rss n", "" if level is None else _level(level, limit)),
-        *([("left n", html.escape(format_duration(left)) if left is not None else "")] if running else []),
+        *([("left n", html.escape(format_left_short(left)) if left is not None else "")] if running else []),
         ("spark", _spark(seen, verdict.state)),
         ("watched", _watched(report)),
     )

@@ -28,7 +28,7 @@ from memwatch.report.words import (
     time_left_s,
     what_grows,
 )
-from memwatch.units import format_duration
+from memwatch.units import format_duration, format_left_short
 
 SPARK_LEAST, SPARK_MOST = 6, 30
 """A curve of fewer blocks says nothing; one of more says no more."""
@@ -82,7 +82,7 @@ def row(found: Found, curve: tuple[float, ...]) -> Row:
         "rate": pace(verdict.channel, verdict.rate) if grows(report) else "",
         "rss": "" if rss is None else of_limit(rss, memory_limit(report)),
         # What is left of a process that has ended is how it ended, and that must be told without colour, too.
-        "left": format_duration(left_s) if left_s is not None else "" if is_running else fate_word(report.process),
+        "left": format_left_short(left_s) if left_s is not None else "" if is_running else fate_word(report.process),
         "watched": format_duration(report.statistics.uptime_s) if as_of(report) is not None else "no sample",
     }
     return Row(found.path, found, texts, curve)
