@@ -434,6 +434,18 @@ def test_what_is_growing_is_never_called_no_leak_in_the_same_breath() -> None:
                 assert "no leak" not in verdict.reason
 
 
+def test_at_an_interval_of_milliseconds_an_arena_that_fills_is_no_leak_and_what_goes_on_beyond_two_is() -> None:
+    chance = Random(3)
+    detector = LeakDetector(0.05)
+    told = []
+    for n in range(600):
+        used = 22 * MIB + 0.145 * 0.05 * n * MIB  # 8.7 MiB/min
+        resident = used // 4096 * 4096 + chance.randrange(4) * 4096
+        told.append(detector.update(1000 + 0.05 * n, {"rss": resident, "cpu": 0.02 * n}).state)
+    assert "leaking" not in told[:170]  # 1.2 MiB in 8.5 s
+    assert told[-1] == "leaking"
+
+
 def test_a_leak_that_has_stopped_ends_also_for_a_channel_that_is_read_ever_more_rarely() -> None:
     # The Python heap: the larger it is, the more its reading costs.
     chance = Random(3)
