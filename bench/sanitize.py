@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"]
 TESTS = (
     "test_sampler.py", "test_sampler_stress.py", "test_child.py", "test_evidence.py",
-    "test_routes_ledger.py", "test_caches_engine.py",
+    "test_routes_ledger.py", "test_integrations_asgi_awaiting.py", "test_caches_engine.py",
 )  # fmt: skip
 # What the sanitizer itself changes: address space, stacks, malloc and its statistics; and tests of something else.
 NOT_UNDER_ASAN = (

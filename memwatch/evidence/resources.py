@@ -379,6 +379,8 @@ def _waits(coroutine: Any) -> str:
             frame, following = current.gi_frame, current.gi_yieldfrom
         elif kind is types.AsyncGeneratorType:
             frame, following = current.ag_frame, current.ag_await
+        elif kind.__module__ == "memwatch.routes._flights":  # our middleware's, in the place of a coroutine
+            following = getattr(current, "cr_await", None)
         else:
             break
         if frame is not None:

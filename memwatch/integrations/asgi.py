@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import MethodType
 from typing import Any
 
 from memwatch.routes import UNMATCHED, ledger
+from memwatch.routes.flights import AsgiEntry
+from memwatch.routes.ledger import fastest_entry
 from memwatch.routes.names import method, normalised
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +26,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class MemwatchMiddleware:
+_Entry: Any = fastest_entry()
+
+
+class MemwatchMiddleware(_Entry):  # type: ignore[misc]  # the extension's, or Python's
     """Counts every HTTP request under its route.
 
     Args:
@@ -38,24 +44,13 @@ class MemwatchMiddleware:
     """
 
     def __init__(self, app: App, *, route: Callable[[Scope], str | None] | None = None) -> None:
-        self.app = app
         self._route = route
-        self._flights = ledger().flights
-        self._by_template = route is None
-        self._says = self._named  # one object for all requests
+        super().__init__(app, ledger().flights, self._named, route is None, (CancelledError, GeneratorExit))
+        if _Entry is not AsgiEntry:
+            # Servers look at `app.__call__` for whether it is a coroutine function; what is called is the extension's.
+            self.__dict__["__call__"] = MethodType(_called, self)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        flight = self._flights.asgi(self._says, scope, send, self._by_template)
-        try:
-            await self.app(scope, receive, flight)
-        except BaseException as error:
-            flight.over(not isinstance(error, CancelledError | GeneratorExit))
-            raise
-        flight.over()
+    in_python = AsgiEntry.in_python
 
     def _named(self, scope: Scope, root: str, status: int) -> str:
         try:
@@ -68,6 +63,10 @@ class MemwatchMiddleware:
             return str(said) if said else _route_of(scope, root, status)
         except Exception:
             return UNMATCHED  # a scope that no specification knows
+
+
+async def _called(self: MemwatchMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+    await self(scope, receive, send)
 
 
 def _route_of(scope: Scope, root: str, status: int) -> str:

@@ -260,6 +260,40 @@ class AsgiFlight(Flight):
         self._flights._land(self, template, verb, failed)
 
 
+class AsgiEntry:
+    """An ASGI application in front of another, whose HTTP requests are counted.
+
+    Args:
+        app: the other one.
+        flights: what counts.
+        says: says the route of a scope, given the root path it began with and the status.
+        by_template: of `Flights.asgi`.
+        harmless: exceptions that are no errors.
+
+    That of the extension has no `in_python` of its own: it calls it for what is no HTTP request, or is counted in Python.
+    """
+
+    def __init__(
+        self, app: Any, flights: Flights, says: Callable[[Any, str, int], str], by_template: bool, harmless: tuple[type, ...]
+    ) -> None:
+        self.app, self.flights, self.says, self.by_template, self.harmless = app, flights, says, by_template, harmless
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flight = self.flights.asgi(self.says, scope, send, self.by_template)
+        try:
+            await self.app(scope, receive, flight)
+        except BaseException as error:
+            flight.over(not isinstance(error, self.harmless))
+            raise
+        flight.over()
+
+    in_python = __call__
+
+
 class WsgiFlight(Flight):
     """A request of a WSGI application, the `start_response` that it is given, and then its answer.
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from memwatch import osthread
 from memwatch.routes.buckets import BUCKETS, SCALE, percentiles
-from memwatch.routes.flights import Flights
+from memwatch.routes.flights import AsgiEntry, Flights
 from memwatch.routes.names import LONGEST_NAME, method
 
 MOST_ROUTES = 200
@@ -66,11 +66,21 @@ class Figures(NamedTuple):
 
 def fastest() -> type[Flights]:
     """The extension's flights where it is built, else Python's."""
-    try:
-        kind: type[Flights] = importlib.import_module("memwatch.routes._flights").Flights
-    except (ImportError, AttributeError):  # not built; or built for an interpreter without a GIL, where it is empty
-        kind = Flights
+    kind: type[Flights] = _built("Flights", Flights)
     return kind
+
+
+def fastest_entry() -> type[AsgiEntry]:
+    """The extension's entry where it is built, else Python's."""
+    kind: type[AsgiEntry] = _built("AsgiEntry", AsgiEntry)
+    return kind
+
+
+def _built(name: str, in_python: Any) -> Any:
+    try:
+        return getattr(importlib.import_module("memwatch.routes._flights"), name)
+    except (ImportError, AttributeError):  # not built; or built for an interpreter without a GIL, where it is empty
+        return in_python
 
 
 class _Route:
