@@ -156,6 +156,31 @@ def test_what_it_does_not_catch_comes_out_as_it_is(thrown: BaseException, errors
     assert counted() == (1, errors, 0)
 
 
+def test_ended_from_outside_it_ends_whatever_the_application_says_to_that() -> None:
+    async def returns(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await suspended("waiting")
+        except GeneratorExit:
+            return
+
+    async def goes_on(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await suspended("waiting")
+        except GeneratorExit:
+            await suspended("again")
+
+    request = begun(returns)
+    request.send(None)
+    with pytest.raises(GeneratorExit):
+        request.throw(GeneratorExit)
+    assert counted() == (1, 0, 0)
+    request = begun(goes_on)
+    request.send(None)
+    with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
+        request.throw(GeneratorExit)
+    assert counted() == (2, 1, 0)
+
+
 def test_thrown_into_before_it_has_begun_it_raises_that_and_nothing_was_done() -> None:
     request = begun(waits)
     with pytest.raises(KeyError, match="early"):

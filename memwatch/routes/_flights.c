@@ -563,7 +563,7 @@ asgi_send(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject
         if (type != NULL && is_start(type, state)) {
             PyObject *status = look_up(arguments[0], state->s_status);
             if (status != NULL) {
-                self->sent = 1;
+                self->sent = status != Py_None; /* what the server refuses may be sent again, better */
                 Py_XSETREF(self->status, status);
             }
         }
@@ -1287,11 +1287,21 @@ run_throw(Run *self, PyObject *arguments)
         self->begun = self->over = 1;
         return raise_given(arguments);
     }
-    PyObject *method = method_of_inner(self, "throw"), *result;
+    /* A coroutine that is ended closes what it awaits, and has the exception itself. */
+    int ends = PyTuple_GET_SIZE(arguments) > 0 && PyErr_GivenExceptionMatches(PyTuple_GET_ITEM(arguments, 0), PyExc_GeneratorExit);
+    PyObject *method = method_of_inner(self, ends ? "close" : "throw"), *result = Py_None;
     self->busy = 1;
-    result = method == NULL ? raise_given(arguments) : PyObject_Call(method, arguments, NULL);
+    if (method != NULL) {
+        result = ends ? PyObject_CallNoArgs(method) : PyObject_Call(method, arguments, NULL);
+        Py_DECREF(method);
+    }
+    if (method == NULL || (ends && result != NULL)) {
+        if (method != NULL) {
+            Py_DECREF(result);
+        }
+        result = raise_given(arguments);
+    }
     self->busy = 0;
-    Py_XDECREF(method);
     if (result == NULL && PyErr_ExceptionMatches(PyExc_StopIteration)) {
         PyErr_Clear();
         run_over(self, NULL);
