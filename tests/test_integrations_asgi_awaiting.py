@@ -11,12 +11,15 @@ import inspect
 import types
 import warnings
 from collections.abc import Generator
+from random import Random
 from typing import Any
 
 import pytest
 
 from memwatch import routes
 from memwatch.integrations.asgi import MemwatchMiddleware
+from memwatch.routes.flights import Flights
+from memwatch.routes.ledger import fastest
 
 pytestmark = pytest.mark.usefixtures("flights")
 
@@ -388,3 +391,63 @@ def test_where_a_task_waits_is_seen_through_it() -> None:
     task.send(None)
     assert "suspended" in _waits(task)
     task.close()
+
+
+class Odd(Exception):
+    """Of the application, or of whoever drives it."""
+
+
+def some_application(random: Random) -> Any:
+    """One that does a few things in any order, and goes on after some of what is thrown into it."""
+    steps = [random.randrange(10) for _ in range(random.randrange(1, 6))]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for number, step in enumerate(steps):
+            try:
+                if step < 4:
+                    await suspended(f"step {number}")
+                elif step == 4:
+                    await send({"type": "http.response.start", "status": random.choice([200, 500, "x", None, 10**30])})
+                elif step == 5:
+                    raise random.choice([Odd("its own"), asyncio.CancelledError(), KeyboardInterrupt()])
+                elif step == 6:
+                    return
+                elif step == 7:
+                    scope["route"] = types.SimpleNamespace(path=random.choice(["/template", 3]))
+                elif step == 8:
+                    scope.pop("method", None)
+            except BaseException:
+                if random.random() < 0.7:
+                    raise
+
+    def raises(*_: Any) -> None:
+        raise Odd("before it could be awaited")
+
+    return random.choice([*[app] * 8, raises, lambda *_: Awaited(), lambda *_: None])
+
+
+def played(kind: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What comes of one request that is driven at random: what each step gave or raised, and what was counted."""
+    monkeypatch.setattr(routes, "_ledger", routes.Ledger(flights=kind))
+    random, log = Random(seed), []
+    request = begun(some_application(random))
+    for _ in range(random.randrange(1, 7)):
+        step = random.randrange(8)
+        try:
+            if step < 6:
+                log.append(request.send(None if random.random() < 0.9 else "early"))
+            elif step == 6:
+                log.append(request.throw(random.choice([Odd("thrown"), Odd, asyncio.CancelledError(), GeneratorExit])))
+            else:
+                log.append(request.close())
+        except BaseException as error:
+            log.append((type(error), str(error)[:30]))
+    del request
+    book = routes.ledger()
+    return log, [(row.route, row.requests, row.errors) for row in book.figures(book.names())], book.in_flight
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_however_it_is_driven_the_extension_and_python_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(1500):
+        assert played(fastest(), seed, monkeypatch) == played(Flights, seed, monkeypatch), seed
