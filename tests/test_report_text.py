@@ -57,7 +57,7 @@ def test_time_left_that_follows_faster_resident_memory_says_so() -> None:
     report = cases.leak()
     channels = {**report.statistics.channels, "rss": replace(report.statistics.channels["rss"], rate=2 * report.verdict.rate)}
     faster = replace(report, statistics=replace(report.statistics, channels=channels))
-    assert reports.headline(faster).endswith("out of memory in about 64 min (resident memory grows by 24.8 MiB/min)")
+    assert reports.headline(faster).endswith("out of memory in about 64 min (resident memory +24.8 MiB/min)")
 
 
 def test_a_name_without_end_is_cut_in_the_sentence() -> None:

@@ -263,7 +263,7 @@ def test_between_processes_requests_of_a_route_add_up_and_outlive_their_worker(
         if not child:
             os._exit(0)
         os.waitpid(child, 0)
-        print(prometheus.exposition(watcher).decode(), "\x00")
+        print(prometheus.exposition(watcher).decode(), "\\x00")
         prometheus.mark_process_dead(child)
         print(prometheus.exposition(watcher).decode())
     """

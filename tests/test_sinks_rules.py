@@ -107,7 +107,9 @@ LEAKING = """
     while True:
         environ = {"PATH_INFO": random.choice(["/cart/7", "/cart/8", "/ping", "/busy"])}
         setup_testing_defaults(environ)
-        watched(environ, lambda *said: None).close()
+        answer = watched(environ, lambda *said: None)
+        list(answer)
+        getattr(answer, "close", list)()
         time.sleep(0.01)
 """
 

@@ -113,7 +113,7 @@ def _by_resident(report: Report) -> str:
     rate = None if summary is None or verdict.channel == "rss" else summary.rate
     if rate is None or not is_bytes(verdict.channel) or rate < FASTER * verdict.rate:
         return ""
-    return f" (resident memory grows by {format_rate(rate)})"
+    return f" (resident memory {format_rate(rate)})"
 
 
 def what_runs_out(channel: str) -> str:

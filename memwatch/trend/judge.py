@@ -152,8 +152,8 @@ BASE_LEAST = 0.04
 """No growth below this part of the base matters on any scale: processes breathe."""
 
 LEAST_BYTES = 2.0 * MIB
-"""No growth below this matters either: two arenas of Python's allocator (1 MiB each from 3.10 on), which become resident page by
-page while much is freed and new objects are put between the old.  Decides at intervals below some 0.3 s only."""
+"""At intervals under 5 s no growth below this matters either: two arenas of Python's allocator (1 MiB each from 3.10 on), which
+become resident page by page while much is freed and new objects are put between the old.  Decides below some 0.3 s."""
 
 ROOM_SHARE = (0.12, 0.03)
 """The same as a part of what is left to the limit: a leak that cannot matter before the next deploy is `growing` ..."""
@@ -203,7 +203,11 @@ def material_bytes(duration_s: float, scale: float, base: float, headroom: float
     needed = max(fixed, base * between(BASE_SHARE, late))
     if headroom is not None:
         needed = max(needed, min(headroom * between(ROOM_SHARE, late), ROOM_CAP * fixed))
-    return max(min(needed * min(1.0, scale), FAST_SHARE * growth_limit * duration_s), BASE_LEAST * base, LEAST_BYTES)
+    return max(
+        min(needed * min(1.0, scale), FAST_SHARE * growth_limit * duration_s),
+        BASE_LEAST * base,
+        LEAST_BYTES if scale < 1.0 else 0.0,
+    )
 
 
 def between(ends: tuple[float, float], part: float) -> float:
