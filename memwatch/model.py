@@ -243,6 +243,8 @@ class Verdict:
     kind: Kind = "none"
     severity: Severity | None = None
     """`critical` at or above `growth_limit`, or when little time is left; None unless leaking."""
+    held: float = 0.0
+    """While stable: what a leak that stopped has left and nobody has given back, in units of the channel."""
 
     def to_dict(self) -> dict[str, Any]:
         result = {item.name: getattr(self, item.name) for item in fields(self)}

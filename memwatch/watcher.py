@@ -510,7 +510,8 @@ class Watcher:
 
             say("%s", brief(report))
         elif occasion == "over":
-            say("the leak is over: %s", report.verdict.reason)
+            ended = report.verdict.state in ("recovering", "stable")
+            say("the leak is over: %s" if ended else "what leaked has stopped growing; now %s", report.verdict.reason)
         self._audience.told(occasion, report)
 
     def _fail(self, name: str, error: BaseException, *, disabled: bool = True) -> None:

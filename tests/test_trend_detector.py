@@ -316,6 +316,20 @@ def test_an_alarm_ends_when_the_growth_ends_and_returns_when_it_returns():
     assert "stable" in states(verdicts[:900])
 
 
+def test_a_leak_that_stopped_is_never_called_harmless_while_what_it_took_is_held() -> None:
+    level = [*(100 + 0.5 * n for n in range(300)), *(250.0 for _ in range(600)), *(110.0 for _ in range(400))]
+    verdicts = play(run(len(level), lambda number: level[number]))
+    assert "leaking" in states(verdicts[:300])
+    held = verdicts[899]
+    assert held.state == "stable"
+    assert held.held == pytest.approx(150 * MIB, rel=0.1)
+    assert "that leaked are still held" in held.reason
+    assert not any("not a leak" in verdict.reason or "has been before" in verdict.reason for verdict in verdicts[330:900])
+    assert "after 1" in next(verdict for verdict in verdicts if verdict.state == "recovering").reason  # all of it: some 150 MiB
+    given_back = verdicts[-1]
+    assert (given_back.state, given_back.held) == ("stable", 0.0)
+
+
 def test_an_alarm_ends_when_the_memory_is_given_back():
     verdicts = play(run(800, lambda number: 100 + 0.5 * number if number < 300 else 110.0))
     assert verdicts[-1].state in ("recovering", "stable")

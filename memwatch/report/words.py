@@ -85,7 +85,7 @@ def headline(report: Report) -> str:
     start = f"{status(verdict)}  {who(report)}  "
     if grows(report):
         return start + _growth(report)
-    if verdict.state == "stable" and not is_lookalike(verdict):
+    if verdict.state == "stable" and not is_lookalike(verdict) and not verdict.held:
         return start + _calm(report)
     return start + (shown(verdict.reason) or verdict.state) + _fate_clause(report)
 

@@ -166,7 +166,7 @@ class LeakDetector:
         if verdict.state != "leaking":
             ruling = track.worst_ruling()
             kept = ruling is not None and ruling.why is Why.ALLOCATOR
-            return replace(verdict, kind="fragmentation") if kept else verdict
+            return replace(verdict, kind="fragmentation") if kept and not verdict.held else verdict
         severity: Severity = "warning"
         if not track.series.countable and verdict.rate >= self._growth_limit:
             severity = "critical"
@@ -210,8 +210,12 @@ class LeakDetector:
         if leaking:
             return self._verdict_of(_carrier(leaking))
         order: tuple[State, ...] = ("growing", "recovering", "stable", "warming-up")
-        track = min(tracks, key=lambda track: (order.index(track.state), track.series.countable, track.series.channel != "rss"))
-        return self._verdict_of(track)
+
+        def rank(track: Track) -> tuple[int, bool, bool, bool]:
+            held = track.held(self._history) > 0.0
+            return order.index(track.state), not held, track.series.countable, track.series.channel != "rss"
+
+        return self._verdict_of(min(tracks, key=rank))
 
 
 def _carrier(leaking: list[Track]) -> Track:

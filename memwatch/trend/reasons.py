@@ -130,5 +130,14 @@ def recovering(channel: str, grown: float, *, given_back: bool, since_s: float) 
     """Why an alarm has ended."""
     name = title(channel)
     if given_back:
-        return f"{name} gave back most of the {amount(channel, grown)} that had leaked {format_duration(since_s)} ago"
-    return f"{name} stopped growing {format_duration(since_s)} ago, after {amount(channel, grown)}"
+        return f"{name} gave back most of the {amount(channel, grown)} that had leaked {_ago(since_s)}"
+    return f"{name} stopped growing {_ago(since_s)}, after {amount(channel, grown)}"
+
+
+def stopped(channel: str, held: float, since_s: float) -> str:
+    """A leak has stopped, and what it took is gone."""
+    return f"{title(channel)} stopped growing {_ago(since_s)}; the {amount(channel, held)} that leaked are still held"
+
+
+def _ago(since_s: float) -> str:
+    return f"{format_duration(since_s)} ago" if since_s >= 1.0 else "just now"

@@ -137,6 +137,25 @@ class Track:
         """Whether some window calls it a leak, confirmed or not."""
         return any(self.streaks)
 
+    def leaked(self) -> float:
+        """What the last alarm's growth came to until it was over."""
+        alarm, floor = self.alarm, self.series.floor
+        if alarm is None:
+            return 0.0
+        if alarm.ruling.shape is None or floor is None:
+            return alarm.ruling.growth
+        return max(alarm.ruling.growth, floor - alarm.ruling.shape.first)
+
+    def held(self, history: History) -> float:
+        """What is left of a leak that has stopped; 0 where nothing leaked, or most of it was given back."""
+        alarm = self.alarm
+        if self.state != "stable" or alarm is None or alarm.ruling.shape is None or self.given_back:
+            return 0.0
+        values = history.levels[0].columns[self.series.name]
+        latest = next((value for value in reversed(values) if value == value), 0.0)
+        left, leaked = latest - alarm.ruling.shape.first, self.leaked()
+        return min(left, leaked) if left >= GIVEN_BACK * leaked else 0.0
+
     def worst_ruling(self) -> Ruling | None:
         """The ruling that explains the state best: the worst finding, among equals the growth that matters most."""
         rank = {Finding.LEAK: 2, Finding.GROWTH: 1}
@@ -158,9 +177,14 @@ class Track:
         if history.samples < MIN_SAMPLES and state == "warming-up":
             return Verdict(channel, state, limit=limit, reason=reasons.too_few(history.samples, MIN_SAMPLES))
         if ruling is None and state == "recovering" and self.alarm is not None:
-            grown, since_s = self.alarm.ruling.growth, setting.elapsed - self.over
-            reason = reasons.recovering(channel, grown, given_back=self.given_back, since_s=since_s)
+            since_s = setting.elapsed - self.over
+            reason = reasons.recovering(channel, self.leaked(), given_back=self.given_back, since_s=since_s)
             return Verdict(channel, state, limit=limit, reason=reason)
+        held = self.held(history)
+        if held and self.alarm is not None:
+            reason = reasons.stopped(channel, held, setting.elapsed - self.over)
+            since = self.alarm.ruling.since
+            return Verdict(channel, state, since=since, grown=self.leaked(), limit=limit, reason=reason, held=held)
         if ruling is None and self.series.bound is not None:
             return Verdict(channel, state, limit=limit, reason=reasons.bounded(channel, self.series.bound.reason))
         if ruling is None:
@@ -173,7 +197,7 @@ class Track:
             direction = "decreasing"
         if state == "recovering" and self.alarm is not None:
             since_s = setting.elapsed - self.over
-            reason = reasons.recovering(channel, self.alarm.ruling.growth, given_back=self.given_back, since_s=since_s)
+            reason = reasons.recovering(channel, self.leaked(), given_back=self.given_back, since_s=since_s)
         elif ruling.finding is not Finding.FLAT:
             reason = reasons.growing(channel, ruling)
         elif state == "growing":
