@@ -7,6 +7,7 @@ hold no lock of ours.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -159,6 +160,11 @@ def _free_name(taken: Mapping[str, Any], sink: Any) -> str:
 
 
 def say(message: str, *arguments: object) -> None:
+    """Log a warning of this process: workers write into one log.  A sentence that names its process goes to `headline`."""
+    headline("pid %d: " + message, os.getpid(), *arguments)
+
+
+def headline(message: str, *arguments: object) -> None:
     """Log a warning, whatever the program has made of logging.
 
     `logging.config` disables every logger that exists when it is called, unless told otherwise; ours usually exists by then.  And a

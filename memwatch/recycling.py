@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import memwatch
 from memwatch import units
 from memwatch.audience import Occasion, say
 from memwatch.config import SettingError
@@ -71,7 +72,11 @@ class Recycler:
             wait_s = self.jitter_s * self._random_share()
             self._due_s = self._clock() + wait_s
             why = "memory runs out soon" if occasion == "exhaustion" else report.verdict.reason
-            say("this worker will be recycled in %s: %s", units.format_duration(wait_s), why)
+            what = f"this worker will be recycled in {units.format_duration(wait_s)}: {why}"
+            say("%s", what)
+            watcher = memwatch.current()
+            if watcher is not None:
+                watcher.note("note", {"note": what})
 
     def ticked(self, sample: Sample, report: Report) -> None:
         """A sink's method: go when it is time."""

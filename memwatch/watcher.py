@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from memwatch import config as settings
 from memwatch import forks, osthread, units
-from memwatch.audience import Audience, Occasion, Sink, log_event, say
+from memwatch.audience import Audience, Occasion, Sink, headline, log_event, say
 from memwatch.caches import registry
 from memwatch.evidence import Bounded, Conclusion, Inquiry, Moment, Sampling
 from memwatch.expectations import Expectations
@@ -508,7 +508,7 @@ class Watcher:
         if occasion in ("leak", "doubled"):
             from memwatch.report import brief  # loaded when there is something to say
 
-            say("%s", brief(report))
+            headline("%s", brief(report))
         elif occasion == "over":
             ended = report.verdict.state in ("recovering", "stable")
             say("the leak is over: %s" if ended else "what leaked has stopped growing; now %s", report.verdict.reason)

@@ -31,6 +31,12 @@ MOVING = ("growing", "leaking", "recovering")
 
 _ORDER = ("types", "sites", "holders", "resources", "native")
 _STEP = re.compile(r"(?P<name>.*?)(?: \((?P<kind>[^×(),]+)(?:,[^()]*)?\))?(?: \(× \d+\))?", re.DOTALL)
+_RUNNER = re.compile(
+    r"(?:.*/)?(?:(?:asyncio|uvloop|uvicorn|hypercorn|granian|gunicorn|anyio|trio|gevent)/|(?:selectors|socketserver|threading|runpy)\.py:)"
+    r".*:?\d* +(?:\S*\.)?"
+    r"(?:run|asyncio_run|run_forever|run_until_complete|_run_once|select|serve|serve_forever|main|run_loop|_bootstrap|_bootstrap_inner)"
+)
+"""A line of a server or an event loop below which everything runs: that it ran while memory grew says nothing."""
 _LINE = re.compile(r"(:\d+) (?=\S)")
 
 
@@ -54,7 +60,8 @@ def proof(report: Report) -> tuple[Row, ...]:
     if leading is None:
         return ()
     holders = [suspect for item in report.evidence if item.collector == "holders" for suspect in item.suspects]
-    return tuple(_row(leading.collector, suspect, holders, first=not place) for place, suspect in enumerate(leading.suspects))
+    ranked = sorted(leading.suspects, key=lambda suspect: _runs_all(leading.collector, suspect))
+    return tuple(_row(leading.collector, suspect, holders, first=not place) for place, suspect in enumerate(ranked))
 
 
 def _leading(report: Report) -> Evidence | None:
@@ -65,9 +72,16 @@ def _leading(report: Report) -> Evidence | None:
 
 
 def _explained(evidence: Evidence) -> float:
+    """Part of the growth that *evidence* puts a name to.  A line that runs the whole program is none."""
+    whole = sum(suspect.share or 0.0 for suspect in evidence.suspects)
+    named = sum(suspect.share or 0.0 for suspect in evidence.suspects if not _runs_all(evidence.collector, suspect))
     if evidence.explains is not None:
-        return evidence.explains
-    return min(1.0, sum(suspect.share or 0.0 for suspect in evidence.suspects))
+        return evidence.explains * (named / whole if whole > 0.0 else 1.0)
+    return min(1.0, named)
+
+
+def _runs_all(collector: str, suspect: Suspect) -> bool:
+    return collector in ("sites", "native") and _RUNNER.fullmatch(suspect.label) is not None
 
 
 def _row(collector: str, suspect: Suspect, holders: list[Suspect], *, first: bool) -> Row:

@@ -91,8 +91,10 @@ def route_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         return "" if value is None else f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
     rate = number(row, "rate_per_s")
-    growth = number(row, "bytes_per_request")
-    counted = number(row, "count_per_request")
+    # An estimate that does not stand out is none: requests that come together share growth in any proportion.
+    blamed = row.get("blamed") is True
+    growth = number(row, "bytes_per_request") if blamed else None
+    counted = number(row, "count_per_request") if blamed else None
     return (
         shown(str(row.get("route", "?"))),
         count("requests"),

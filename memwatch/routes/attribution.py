@@ -110,7 +110,7 @@ class Attribution:
         began = time.monotonic()
         with self._lock:
             if self._looked_at == self._history.readings or (not asked and began < self._next_look_s):
-                return []
+                return self._news(verdict)
             self._looked_at = self._history.readings
             windows = [self._history.since(since_s if since_s is not None else 0.0)]
             whole = self._history.since(0.0)
@@ -132,8 +132,13 @@ class Attribution:
         took_s = time.monotonic() - began
         self._next_look_s = began + took_s / DUTY
         self._found, self._note = found, note
+        return self._news(verdict)
+
+    def _news(self, verdict: Verdict) -> list[Event]:
+        """Whom to accuse aloud: nobody while what grows may be a fill yet."""
+        found = self._found
         news = [name for name, effect in found.items() if effect["blamed"] and name not in self._told]
-        if not news:
+        if not news or verdict.state != "leaking":
             return []
         self._told.update(news)
         now_s = time.time()
