@@ -308,6 +308,25 @@ def test_a_second_start_adds_its_sinks_to_the_running_watcher() -> None:
         memwatch.stop()
 
 
+def test_labels_given_when_it_is_watched_already_are_added_and_none_is_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = memwatch.start(directory=tmp_path, interval="1h", labels={"team": "shop"}, evidence="off", socket="off")
+    try:
+        watcher.tick()
+        assert watcher.record_path is not None
+        memwatch.start(labels={"version": "1.4.2", "team": "shop"})
+        assert caplog.text == ""
+        watcher.tick()
+        assert dict(watcher.report().process.labels) == {"team": "shop", "version": "1.4.2"}
+        assert dict(read_report(watcher.record_path).process.labels) == {"team": "shop", "version": "1.4.2"}
+        memwatch.start(labels={"version": "2"})
+        assert "labels given to start() again is ignored" in caplog.text
+        assert watcher.report().process.labels["version"] == "1.4.2"
+    finally:
+        memwatch.stop()
+
+
 def test_a_watcher_may_be_started_again_and_begins_anew() -> None:
     watcher = Watcher(interval="50ms", directory=False)
     for _ in range(3):

@@ -121,6 +121,9 @@ class RecordWriter:
             if self._writes % SHRINK_EVERY == 0 or self._writes == 1:
                 self._check_log()
             self._connection.execute("BEGIN IMMEDIATE")
+            if report is not None and report.process.labels != self.process.labels:
+                self.process = replace(self.process, labels=report.process.labels)
+                self._put("process", _json(self.process.to_dict()))
             if self._writes % SHRINK_EVERY == 0:
                 self._shrink()
             if sample is not None:

@@ -177,6 +177,7 @@ class Figures:
         self._freed = 0.0
         self._failures = 0
         self._info: tuple[Metric, tuple[str, ...]] | None = None
+        self._labels: Mapping[str, str] = {}
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
@@ -254,8 +255,8 @@ class Figures:
         yield SAMPLED, (), sample.time_s
         if report.process.interval_s is not None:
             yield INTERVAL, (), report.process.interval_s
-        if self._info is None:
-            self._info = _info(report)
+        if self._info is None or report.process.labels != self._labels:
+            self._info, self._labels = _info(report), report.process.labels
         yield (*self._info, 1.0)
         yield from _of_caches(report.caches)
         yield from _of_routes(report.routes)

@@ -164,7 +164,7 @@ class _BetweenProcesses:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, tuple[Any, tuple[str, ...]]] = {}
         self._written: dict[tuple[str, tuple[str, ...]], tuple[Metric, float]] = {}
         self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._of: dict[tuple[str, tuple[str, ...]], Metric] = {}
@@ -205,9 +205,11 @@ class _BetweenProcesses:
         child = self._children.get(key)
         if child is None and len(self._children) < MOST_CHILDREN:
             _reserve(_file_of(metric))
-            parent = self._metrics.get(metric.name)
-            if parent is None:
-                parent = self._metrics[metric.name] = self._make(metric)
+            if metric.name not in self._metrics:
+                self._metrics[metric.name] = self._make(metric), metric.labels
+            parent, names = self._metrics[metric.name]
+            if names != metric.labels:
+                return None  # the program has labelled itself since: here the labels of a metric are those it was made with
             child = self._children[key] = parent.labels(*labels) if labels else parent
             self._of[key] = metric
         return child
