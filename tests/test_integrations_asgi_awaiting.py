@@ -10,6 +10,7 @@ import gc
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Generator
 from random import Random
 from typing import Any
@@ -278,6 +279,40 @@ def test_it_cannot_be_driven_while_it_runs() -> None:
         request.send(None)
     assert raised == ["coroutine already executing"] * 3
     assert counted() == (1, 0, 0)
+
+
+def test_an_application_that_raises_stop_iteration_has_not_ended_well() -> None:
+    def app(scope: Any, receive: Any, send: Any) -> Any:
+        raise StopIteration("no such application")
+
+    with pytest.raises(RuntimeError, match="coroutine raised StopIteration") as raised:
+        begun(app).send(None)
+    assert isinstance(raised.value.__cause__, StopIteration)
+    assert counted() == (1, 1, 0)
+
+
+def test_an_application_that_calls_itself_without_end_is_a_recursion_error() -> None:
+    app = MemwatchMiddleware(None)  # type: ignore[arg-type]
+    app.app = app
+    with pytest.raises(RecursionError):
+        app(dict(SCOPE), nothing, nothing).send(None)
+    assert routes.ledger().in_flight == 0
+
+
+def test_tools_see_whether_it_runs_waits_or_is_over() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(inspect.getcoroutinestate(request))
+        await suspended("waiting")
+
+    request = begun(app)
+    request.send(None)
+    assert (seen, inspect.getcoroutinestate(request)) == ([inspect.CORO_RUNNING], inspect.CORO_SUSPENDED)
+    assert "MemwatchMiddleware" in request.__qualname__ or "AsgiEntry" in request.__qualname__
+    assert weakref.ref(request)() is request
+    request.close()
+    assert inspect.getcoroutinestate(request) == inspect.CORO_CLOSED
 
 
 class Awaited:

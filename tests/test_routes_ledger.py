@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from memwatch import routes
 from memwatch.integrations.asgi import MemwatchMiddleware
 from memwatch.routes import OTHER, RELATIVE_ERROR, UNMATCHED, Ledger
 from memwatch.routes import ledger as process_ledger
@@ -434,3 +435,23 @@ def test_a_message_whose_type_is_a_member_of_an_enumeration_is_understood() -> N
         request.send(None)
     (figures,) = process_ledger().figures(["GET /"])
     assert (figures.requests, figures.errors) == (1, 1)
+
+
+def test_requests_under_way_are_those_of_their_row_however_long_its_name_and_however_many_there_are() -> None:
+    book = routes.ledger()
+    long = "job:" + "x" * 300
+    under_way = [book.begin(long) for _ in range(5)]
+    book.add(long, 0.01)
+    for number in range(300):
+        book.add(f"GET /{number}", 0.01)
+    under_way += [book.begin("GET /one more") for _ in range(7)]
+    rows = {row.route: row.in_flight for row in book.figures(book.names()) if row.in_flight}
+    assert sorted(rows.values()) == [5, 7]
+    assert rows["(other)"] == 7
+    del under_way
+
+
+def test_a_name_that_utf_8_cannot_say_is_one_that_it_can() -> None:
+    book = routes.ledger()
+    book.add("GET /\ud800", 0.01)
+    assert book.names() == ["GET /?"]

@@ -303,6 +303,47 @@ def test_figures_of_a_report_with_nothing_in_it_are_no_error() -> None:
     assert not {name for name, _ in found} & {"memwatch_memory_limit_bytes", "memwatch_memory_limit_used_ratio"}
 
 
+def test_between_processes_any_number_of_routes_leaves_room_for_a_leak_and_a_new_watch_counts_none_again(
+    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(Path(__file__).parent)!r}]
+        from sinks_runs import ramp, run, watcher_of
+        from memwatch import routes
+        from memwatch.sinks import prometheus
+        for _ in range(2):
+            watcher, clock = watcher_of(ramp(), ["prometheus"])
+            for _ in range(1000):
+                routes.ledger().add("GET /always", 0.01)
+            for number in range(180):
+                for _ in range(number + 1):  # each of the later ones is the busiest for a while
+                    routes.ledger().add(f"GET /{{number}}", 0.01)
+                run(watcher, clock, 1)
+            watcher.stop()
+        watcher, clock = watcher_of(ramp(), ["prometheus"])
+        run(watcher, clock, 110)
+        print(prometheus.exposition(watcher).decode())
+    """
+    series = parsed(python(program).stdout)
+    assert [found for (name, _), found in series.items() if name == "memwatch_leak_info"] == [1.0]
+    assert value(series, "memwatch_leaks_flagged_total", kind="python-heap") == 3.0
+    assert value(series, "memwatch_route_requests_total", route="GET /always") == 2000.0  # not those of the first watch again
+
+
+def test_names_that_cannot_be_written_cost_their_odd_characters_and_not_the_scrape(registry: CollectorRegistry) -> None:
+    report = report_cases.leak()
+    odd = "GET /\ud800"
+    process = replace(report.process, name="\udc80x", labels={"team": "\ud800"})
+    caught = replace(report, process=process, routes=({"route": odd, "requests": 1},), caches=({"name": odd, "hits": 1},))
+    prometheus.install(registry).ticked(Sample(0.0, 0.0, {}), caught)
+    series = scraped(registry)
+    assert value(series, "memwatch_route_requests_total", route="GET /?") == 1.0
+    assert value(series, "memwatch_cache_hits_total", cache="GET /?") == 1.0
+
+
 GATHERED = """
     import os, sys
     sys.path[:0] = [{tests!r}]

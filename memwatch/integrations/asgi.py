@@ -44,8 +44,8 @@ class MemwatchMiddleware(_Entry):  # type: ignore[misc]  # the extension's, or P
     """
 
     def __init__(self, app: App, *, route: Callable[[Scope], str | None] | None = None) -> None:
-        self._route = route
         super().__init__(app, ledger().flights, self._named, route is None, (CancelledError, GeneratorExit))
+        self._route = route
         if _Entry is not AsgiEntry:
             # Servers look at `app.__call__` for whether it is a coroutine function; what is called is the extension's.
             self.__dict__["__call__"] = MethodType(_called, self)

@@ -553,6 +553,17 @@ is_start(PyObject *type, State *state)
            memcmp(PyUnicode_1BYTE_DATA(type), start, sizeof(start) - 1) == 0;
 }
 
+/* To the server's own send or start_response.  Once the collector has cleared a request there is none. */
+static inline PyObject *
+pass_on(Flight *self, PyObject *const *arguments, size_t flags, PyObject *names)
+{
+    if (UNLIKELY(self->pass == NULL)) {
+        PyErr_SetString(PyExc_RuntimeError, "the request is gone");
+        return NULL;
+    }
+    return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+}
+
 HOT static PyObject *
 asgi_send(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject *names)
 {
@@ -569,7 +580,7 @@ asgi_send(PyObject *callable, PyObject *const *arguments, size_t flags, PyObject
         }
         Py_XDECREF(type);
     }
-    return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    return pass_on(self, arguments, flags, names);
 }
 
 static int
@@ -711,7 +722,7 @@ wsgi_start(PyObject *callable, PyObject *const *arguments, size_t flags, PyObjec
         Py_XSETREF(self->verb, verb);
         Py_DECREF(environ);
     }
-    return PyObject_Vectorcall(self->pass, arguments, flags & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    return pass_on(self, arguments, flags, names);
 }
 
 HOT static void
@@ -1040,6 +1051,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
+    PyObject *weak;
     Entry *entry; /* owned */
     Flight *flight;
     PyObject *inner;                  /* the application's, while it runs */
@@ -1090,7 +1102,8 @@ run_raised(Run *self)
 {
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
-    run_over(self, PyErr_GivenExceptionMatches(type, self->entry->harmless) ? Py_False : Py_True);
+    PyObject *harmless = self->entry == NULL ? NULL : self->entry->harmless;
+    run_over(self, harmless != NULL && PyErr_GivenExceptionMatches(type, harmless) ? Py_False : Py_True);
     if (PyErr_Occurred()) {
         drop_error();
     }
@@ -1112,6 +1125,29 @@ is_generator_of_types_coroutine(PyObject *awaitable)
     int found = (code->co_flags & CO_ITERABLE_COROUTINE) != 0;
     Py_DECREF(code);
     return found;
+}
+
+/* StopIteration out of a coroutine would be taken for its end: it becomes a RuntimeError, as in one of Python's. */
+COLD static void
+not_the_end(void)
+{
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration)) {
+        return;
+    }
+    PyObject *type, *error, *trace, *raised;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace != NULL) {
+        PyException_SetTraceback(error, trace);
+    }
+    Py_DECREF(type);
+    Py_XDECREF(trace);
+    PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
+    PyErr_Fetch(&type, &raised, &trace);
+    PyErr_NormalizeException(&type, &raised, &trace);
+    PyException_SetCause(raised, Py_NewRef(error));
+    PyException_SetContext(raised, error);
+    PyErr_Restore(type, raised, trace);
 }
 
 /* What `await` does with what the application has returned; takes it. */
@@ -1147,7 +1183,12 @@ run_begin(Run *self)
     PyObject *wanted[] = {entry->says, self->scope, self->send, entry->by_template ? Py_True : Py_False};
     Flights *flights = (Flights *)entry->flights;
     self->begun = 1;
-    self->flight = start(flights, wanted, 4, flights->state->asgi, ASGI, asgi_send);
+    if (UNLIKELY(flights == NULL || entry->says == NULL)) { /* cleared by the collector */
+        PyErr_SetString(PyExc_RuntimeError, "the application is gone");
+    }
+    else {
+        self->flight = start(flights, wanted, 4, flights->state->asgi, ASGI, asgi_send);
+    }
     if (self->flight == NULL) {
         self->over = 1;
         return -1;
@@ -1162,6 +1203,7 @@ run_begin(Run *self)
     Py_DECREF(receive);
     self->inner = awaitable == NULL ? NULL : awaited(awaitable);
     if (UNLIKELY(self->inner == NULL)) {
+        not_the_end();
         run_raised(self);
         return -1;
     }
@@ -1184,12 +1226,8 @@ run_is_free(Run *self)
 }
 
 HOT static PySendResult
-run_am_send(Run *self, PyObject *value, PyObject **result)
+run_go_on(Run *self, PyObject *value, PyObject **result)
 {
-    *result = NULL;
-    if (!run_is_free(self)) {
-        return PYGEN_ERROR;
-    }
     if (!self->begun) {
         if (UNLIKELY(value != Py_None)) {
             PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
@@ -1214,6 +1252,23 @@ run_am_send(Run *self, PyObject *value, PyObject **result)
     }
     Py_SETREF(*result, Py_NewRef(Py_None));
     run_over(self, NULL);
+    return found;
+}
+
+HOT static PySendResult
+run_am_send(Run *self, PyObject *value, PyObject **result)
+{
+    *result = NULL;
+    if (!run_is_free(self)) {
+        return PYGEN_ERROR;
+    }
+    if (UNLIKELY(Py_EnterRecursiveCall(" while awaiting an application"))) {
+        self->begun = 1;
+        run_raised(self);
+        return PYGEN_ERROR;
+    }
+    PySendResult found = run_go_on(self, value, result);
+    Py_LeaveRecursiveCall();
     return found;
 }
 
@@ -1375,6 +1430,9 @@ run_dealloc(Run *self)
     }
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    if (UNLIKELY(self->weak != NULL)) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
     run_clear(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -1387,7 +1445,47 @@ static PyMethodDef run_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* What tools ask a coroutine for. */
+static PyObject *
+run_get_running(Run *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->busy);
+}
+
+static PyObject *
+run_get_suspended(Run *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->begun && !self->busy && !self->over);
+}
+
+static PyObject *
+run_get_frame(Run *self, void *Py_UNUSED(closure))
+{
+    PyObject *found = self->inner != NULL && PyCoro_CheckExact(self->inner) ? PyObject_GetAttrString(self->inner, "cr_frame") : NULL;
+    if (found == NULL) {
+        PyErr_Clear();
+        found = Py_NewRef(Py_None);
+    }
+    return found;
+}
+
+static PyObject *
+run_get_name(Run *Py_UNUSED(self), void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString("MemwatchMiddleware.__call__");
+}
+
+static PyGetSetDef run_getset[] = {
+    {"cr_running", (getter)run_get_running, NULL, NULL, NULL},
+    {"cr_suspended", (getter)run_get_suspended, NULL, NULL, NULL},
+    {"cr_frame", (getter)run_get_frame, NULL, "The application's.", NULL},
+    {"__name__", (getter)run_get_name, NULL, NULL, NULL},
+    {"__qualname__", (getter)run_get_name, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef run_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Run, weak), READONLY, NULL},
     {"cr_await", T_OBJECT, offsetof(Run, inner), READONLY, "The application's coroutine while it runs, else None."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -1403,6 +1501,7 @@ static PyType_Slot run_slots[] = {
     {Py_am_send, run_am_send},
     {Py_tp_methods, run_methods},
     {Py_tp_members, run_members},
+    {Py_tp_getset, run_getset},
     {0, NULL},
 };
 
@@ -1480,7 +1579,7 @@ entry_call(Entry *self, PyObject *arguments, PyObject *named)
         PyErr_Format(PyExc_RuntimeError, "%.100s.__init__() was not called", Py_TYPE(self)->tp_name);
         return NULL;
     }
-    if (self->is_ours && named == NULL && PyTuple_GET_SIZE(arguments) == 3) {
+    if (self->is_ours && self->flights != NULL && named == NULL && PyTuple_GET_SIZE(arguments) == 3) {
         PyObject *scope = PyTuple_GET_ITEM(arguments, 0), *type = look_up(scope, state->s_type);
         int is_http = type == state->s_http || (type != NULL && PyUnicode_Check(type) && PyUnicode_Compare(type, state->s_http) == 0);
         Py_XDECREF(type);

@@ -148,19 +148,23 @@ class Ledger:
                 for bucket, count in took:
                     figures.recent[bucket] += count
 
-    def _row(self, route: str) -> _Route:
-        figures = self._routes.get(route)
-        if figures is not None:
-            return figures
+    def _name(self, route: str) -> str:
+        """The name of the row that counts *route*: one that every report and every scrape can write."""
+        if route in self._routes:
+            return route
+        if len(route) > LONGEST_NAME:
+            route = route[: LONGEST_NAME - 1] + "…"
+        if not route.isascii():
+            route = route.encode("utf-8", "replace").decode()  # half of a surrogate pair, as undecodable bytes become
         # Two rows are kept free for what has no route of its own.
-        if route not in (OTHER, UNMATCHED):
-            if len(self._routes) >= MOST_ROUTES - 2:
-                route = OTHER
-            elif len(route) > LONGEST_NAME:
-                route = route[: LONGEST_NAME - 1] + "…"
-        figures = self._routes.get(route)
+        full = len(self._routes) >= MOST_ROUTES - 2 and route not in (OTHER, UNMATCHED)
+        return OTHER if full and route not in self._routes else route
+
+    def _row(self, route: str) -> _Route:
+        name = self._name(route)
+        figures = self._routes.get(name)
         if figures is None:
-            figures = self._routes[route] = _Route()
+            figures = self._routes[name] = _Route()
         return figures
 
     def resident(self) -> float | None:
@@ -189,7 +193,7 @@ class Ledger:
             if self.flights.in_flight or now - figures.told_s < SAY_AGAIN_S or len(self._grown) >= NOTES_KEPT:
                 return
             figures.told_s = now
-            self._grown.append(Grown(route, after - before, took_s))
+            self._grown.append(Grown(self._name(route), after - before, took_s))
 
     # -- what the watcher calls ------------------------------------------------------------------------------------------------
 
@@ -239,6 +243,7 @@ class Ledger:
         for what, arguments in self.flights.under_way():
             name = _named(what, arguments)
             if name is not None:
+                name = self._name(name)
                 under_way[name] = under_way.get(name, 0) + 1
         found = []
         for route in routes:

@@ -271,17 +271,22 @@ def _rate(summary: ChannelSummary) -> float | None:
 
 def _info(report: Report) -> tuple[Metric, tuple[str, ...]]:
     """The info metric with a label for each of the program's own."""
-    labels = {"version": __version__, "process": report.process.name[:LONGEST_LABEL]}
+    labels = {"version": __version__, "process": _label(report.process.name)}
     for key, value in list(report.process.labels.items())[:MOST_LABELS]:
-        labels["label_" + re.sub(r"[^a-zA-Z0-9_]", "_", key)[:LONGEST_LABEL]] = value[:LONGEST_LABEL]
+        labels["label_" + re.sub(r"[^a-zA-Z0-9_]", "_", key)[:LONGEST_LABEL]] = _label(value)
     return Metric(INFO.name, INFO.instrument, INFO.unit, INFO.what, tuple(labels), INFO.across), tuple(labels.values())
+
+
+def _label(text: object) -> str:
+    """A label's value as UTF-8 can say it: one that cannot be written would cost the whole scrape."""
+    return str(text)[:LONGEST_LABEL].encode("utf-8", "replace").decode()
 
 
 def _of_caches(rows: tuple[Mapping[str, Any], ...]) -> Iterator[Figure]:
     """Those of caches with the same name are added up."""
     sums: dict[tuple[Metric, tuple[str, ...]], float] = {}
     for row in rows:
-        name = str(row.get("name"))[:LONGEST_LABEL]
+        name = _label(row.get("name"))
         for metric, key in _PER_CACHE:
             value = row.get(key)
             if value is not None:
@@ -295,7 +300,7 @@ def _of_caches(rows: tuple[Mapping[str, Any], ...]) -> Iterator[Figure]:
 
 def _of_routes(rows: tuple[Mapping[str, Any], ...]) -> Iterator[Figure]:
     for row in rows:
-        name = str(row.get("route"))[:LONGEST_LABEL]
+        name = _label(row.get("route"))
         for metric, key in _PER_ROUTE:
             value = row.get(key)
             if value is not None:
