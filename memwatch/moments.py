@@ -79,7 +79,9 @@ def _moment(record: Record, when: str) -> Moment:
     else:
         time_s, values = _known_at(record, last_s if wanted_s is None else wanted_s)
     if time_s is None:
-        began = next((start for start, *_ in record.coarse()), None) or next(record.samples()).time_s
+        # A coarse bucket begins on the clock's minutes, maybe before the process did.
+        firsts = [next((start for start, *_ in record.coarse()), None), process.started]
+        began = max((moment for moment in firsts if moment is not None), default=None) or next(record.samples()).time_s
         raise NothingThen(
             f"nothing was sampled of {shown(process.name)}[{process.pid}] by {told(wanted_s)} UTC: its record begins at "
             f"{told(began)} UTC (@first)"

@@ -3,6 +3,9 @@
    `flights.py` documents it; both pass the same tests.  Everything here runs with the GIL held, and nothing of it raises into a
    request: what our own side raises is dropped, what the application or the server raises is passed on.
 
+   Parts: the list of those under way; those that are over, by route; flights of each kind (plain, ASGI, WSGI); what an ASGI server
+   awaits; `Flights`, which has them all.
+
    What a request costs is not instructions but memory: between two requests the program has had the processor's caches to itself, and
    each line of code or data that is touched comes from far away.  So what runs for each request touches little: an object of its own,
    one row of `over`, and code that is kept together (HOT), away from what is seldom needed (COLD). */
