@@ -86,16 +86,32 @@ def leave(*, supervised: bool = False) -> str | None:
 
 
 def _leave(servers: list[Any]) -> None:
-    for server in servers:
-        for listening in getattr(server, "servers", ()):
-            listening.get_loop().call_soon_threadsafe(listening.close)  # stops accepting; connections stay
-        # Answers from here on say that the connection ends with them: one that were closed while it is idle could have the client's
-        # next request under way, which would be lost.
-        server.config.encoded_headers.append(CLOSE)  # every second the server takes these anew
-        server.server_state.default_headers = [*server.server_state.default_headers, CLOSE]
-    time.sleep(SETTLE_S)
-    for server in servers:
-        server.should_exit = True
+    loops = [next((listening.get_loop() for listening in getattr(server, "servers", ())), None) for server in servers]
+    for server, loop in zip(servers, loops, strict=True):
+        if loop is not None:
+            loop.call_soon_threadsafe(_close, server, loop)
+        else:
+            _announce(server)
+    if None in loops:
+        time.sleep(SETTLE_S)
+        for server, loop in zip(servers, loops, strict=True):
+            if loop is None:
+                server.should_exit = True
+
+
+def _close(server: Any, loop: Any) -> None:
+    """In the server's loop.  The time to settle is the loop's: however late it is, what has arrived is read before it exits."""
+    for listening in server.servers:
+        listening.close()  # stops accepting; connections stay
+    _announce(server)
+    loop.call_later(SETTLE_S, setattr, server, "should_exit", True)
+
+
+def _announce(server: Any) -> None:
+    """Answers from here on say that the connection ends with them: one that were closed while it is idle could have the client's
+    next request under way, which would be lost."""
+    server.config.encoded_headers.append(CLOSE)  # every second the server takes these anew
+    server.server_state.default_headers = [*server.server_state.default_headers, CLOSE]
 
 
 def _servers() -> list[Any]:
