@@ -29,9 +29,8 @@ MOST_IN_FLIGHT = 10_000
 RECENT_S = 300.0
 """Percentiles are of the last one to two times this."""
 
-DUTY = 0.0005
-"""Part of the time of requests that may go into reading resident memory before and after them (3 to 10 µs each).  What a reading
-drives out of the processor's caches costs several times that."""
+DUTY = 0.002
+"""Part of the time of requests that may go into reading resident memory before and after them (3 to 10 µs each)."""
 FASTEST_FILL_BYTES_PER_S = 20e9
 """No core touches new pages faster (the kernel clears them: some 1 to 10 GB/s; guess, on the safe side): a request that took less
 than a threshold's worth has not grown by it, and needs no second reading."""
