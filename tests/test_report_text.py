@@ -10,7 +10,7 @@ import pytest
 import report_cases as cases
 
 from memwatch import report as reports
-from memwatch.model import Event, Report
+from memwatch.model import Event, Evidence, Report, Suspect
 from memwatch.report.layout import cells, shown, wrapped
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -176,3 +176,12 @@ def _write_golden_files() -> None:
 
 if __name__ == "__main__":
     _write_golden_files()
+
+
+def test_a_line_below_which_the_whole_server_runs_is_no_suspect_before_what_has_a_name() -> None:
+    loop = Evidence("native", (Suspect("uvicorn/_compat.py:30 asyncio_run", 37e6, share=1.0),), explains=0.18)
+    types = Evidence("types", (Suspect("httpx.AsyncClient", 2e6, 2254, share=0.05),), explains=0.05)
+    told = reports.brief(replace(cases.leak(), evidence=(loop, types)))
+    assert told.index("2,254 × httpx.AsyncClient") < told.find("asyncio_run") or "asyncio_run" not in told
+    alone = reports.brief(replace(cases.leak(), evidence=(loop,)))
+    assert "asyncio_run" in alone  # where there is nothing better
