@@ -168,11 +168,10 @@ def start(
         if _current is not None and not _current.stopped:
             _current.start()  # its thread may have been refused for want of resources
             wanted = config.load(given)
-            if labels is not None:
-                _current.add_labels(wanted.labels)
-            differing = [key for key in wanted.origins if given[key] is not None and not _current.config.agrees(wanted, key)]
-            if "labels" in differing and wanted.labels.items() <= _current.config.labels.items():
-                differing.remove("labels")
+            others = [key for key in wanted.origins if given[key] is not None and key != "labels"]
+            differing = [key for key in others if not _current.config.agrees(wanted, key)]
+            if labels is not None and not _current.add_labels(wanted.labels):
+                differing.append("labels")
             if differing:
                 log.warning(
                     "already watching: %s given to start() again is ignored; call memwatch.stop() first to change it",

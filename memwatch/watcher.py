@@ -335,14 +335,18 @@ class Watcher:
         """
         self._audience.add(sinks=sinks, on_leak=on_leak, on_pressure=on_pressure)
 
-    def add_labels(self, labels: Mapping[str, str]) -> None:
+    def add_labels(self, labels: Mapping[str, str]) -> bool:
         """Put more labels on what is told and recorded from now on; one that there is keeps its value.
 
         `memwatch run` watches before the program says what it is.
+
+        Returns:
+            Whether all have the value given.
         """
         with self._state_lock:
             self.config = replace(self.config, labels={**labels, **self.config.labels})
             self._process = None
+            return labels.items() <= self.config.labels.items()
 
     def note(self, what: str, details: Mapping[str, Any]) -> None:
         """Put an event into the record with the next tick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import signal
@@ -255,19 +256,36 @@ def test_a_gunicorn_setting_that_is_malformed_is_refused_before_a_worker_is_star
         gunicorn.hooks(interval="abc")
 
 
-def test_a_uvicorn_worker_that_goes_says_so_to_connections_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uvicorn_worker_that_goes_accepts_nobody_says_so_to_connections_that_are_kept_and_exits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Server:
-        servers = ()
+        servers: tuple[Any, ...] = ()
         should_exit = False
         config = type("Config", (), {"encoded_headers": []})()
         server_state = type("State", (), {"default_headers": [(b"date", b"today")]})()
 
-    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.0)
-    server = Server()
-    uvicorn._leave([server])
-    assert server.should_exit
+    async def main() -> Server:
+        server = Server()
+        listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        server.servers = (listening,)
+        threading.Thread(target=uvicorn._leave, args=([server],)).start()
+        async with asyncio.timeout(30):
+            while not server.should_exit:
+                assert listening.is_serving() is not bool(server.config.encoded_headers)
+                await asyncio.sleep(0.001)
+        return server
+
+    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.05)
+    server = asyncio.run(main())
     assert server.config.encoded_headers == [(b"connection", b"close")]
     assert server.server_state.default_headers == [(b"date", b"today"), (b"connection", b"close")]
+
+
+def test_a_uvicorn_server_that_does_not_listen_yet_exits_at_once() -> None:
+    server = type("Server", (), {"servers": (), "should_exit": False})()
+    uvicorn._leave([server])
+    assert server.should_exit
 
 
 def test_uvicorn_that_reloads_is_not_left_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

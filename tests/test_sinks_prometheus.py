@@ -48,6 +48,13 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+@pytest.fixture
+def gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """prometheus_client gathers processes, in programs that a test starts."""
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+
+
 def test_a_leak_is_in_the_scrape_with_its_rate_its_kind_and_its_fingerprint(registry: CollectorRegistry) -> None:
     watcher, clock = watcher_of(ramp(flat=70), [prometheus.install(registry)], labels={"team": "shop", "a-b": "x"})
     run(watcher, clock, 70)
@@ -152,11 +159,8 @@ def test_by_name_installed_and_exposed_a_leak_is_counted_once(python: Run) -> No
     assert "process_resident_memory_bytes" in out or sys.platform != "linux"
 
 
-def test_between_processes_the_exposition_is_of_all_until_one_is_marked_dead(
-    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "metrics").mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+@pytest.mark.usefixtures("gathered")
+def test_between_processes_the_exposition_is_of_all_until_one_is_marked_dead(python: Run) -> None:
     program = f"""
         import os, sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -241,11 +245,8 @@ def test_what_routes_did_is_in_the_scrape_and_what_each_request_leaves_behind_of
     assert left == {frozenset({("route", "POST /cart")}): 2048.0}
 
 
-def test_between_processes_requests_of_a_route_add_up_and_outlive_their_worker(
-    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "metrics").mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+@pytest.mark.usefixtures("gathered")
+def test_between_processes_requests_of_a_route_add_up_and_outlive_their_worker(python: Run) -> None:
     program = f"""
         import os, sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -303,11 +304,8 @@ def test_figures_of_a_report_with_nothing_in_it_are_no_error() -> None:
     assert not {name for name, _ in found} & {"memwatch_memory_limit_bytes", "memwatch_memory_limit_used_ratio"}
 
 
-def test_between_processes_any_number_of_routes_leaves_room_for_a_leak_and_a_new_watch_counts_none_again(
-    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "metrics").mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+@pytest.mark.usefixtures("gathered")
+def test_between_processes_any_number_of_routes_leaves_room_for_a_leak_and_a_new_watch_counts_none_again(python: Run) -> None:
     program = f"""
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -385,11 +383,8 @@ GATHERED = """
 """
 
 
-def test_between_processes_each_tells_its_own_and_counts_survive_the_death_of_a_worker(
-    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "metrics").mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+@pytest.mark.usefixtures("gathered")
+def test_between_processes_each_tells_its_own_and_counts_survive_the_death_of_a_worker(python: Run) -> None:
     out = python(GATHERED.format(tests=str(Path(__file__).parent))).stdout
     living, dead, rest = out.split("\x00")
     leaker, calm, _idle, _parent = rest.split()
@@ -410,11 +405,8 @@ def test_between_processes_each_tells_its_own_and_counts_survive_the_death_of_a_
     assert not [name for name, labels in after if name == "memwatch_memory_bytes" and ("pid", leaker) in labels]
 
 
-def test_between_processes_a_leak_that_is_over_is_zero_and_its_time_left_without_end(
-    python: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "metrics").mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+@pytest.mark.usefixtures("gathered")
+def test_between_processes_a_leak_that_is_over_is_zero_and_its_time_left_without_end(python: Run) -> None:
     program = f"""
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]

@@ -15,8 +15,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import sys
-import threading
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,22 +79,17 @@ def leave(*, supervised: bool = False) -> str | None:
     if not supervised and all(getattr(server.config, "workers", 2) < 2 for server in servers):
         # A process of the program's own with a server in it: it has a parent, which is no supervisor.
         return "this uvicorn has no supervisor that would start another worker; run it with --workers 2 or more"
-    threading.Thread(target=_leave, args=(servers,), name="memwatch-leave", daemon=True).start()
+    _leave(servers)
     return None
 
 
 def _leave(servers: list[Any]) -> None:
-    loops = [next((listening.get_loop() for listening in getattr(server, "servers", ())), None) for server in servers]
-    for server, loop in zip(servers, loops, strict=True):
+    for server in servers:
+        loop = next((listening.get_loop() for listening in getattr(server, "servers", ())), None)
         if loop is not None:
             loop.call_soon_threadsafe(_close, server, loop)
         else:
-            _announce(server)
-    if None in loops:
-        time.sleep(SETTLE_S)
-        for server, loop in zip(servers, loops, strict=True):
-            if loop is None:
-                server.should_exit = True
+            server.should_exit = True  # it does not listen: nobody can have a request under way
 
 
 def _close(server: Any, loop: Any) -> None:

@@ -33,7 +33,7 @@ _ORDER = ("types", "sites", "holders", "resources", "native")
 _STEP = re.compile(r"(?P<name>.*?)(?: \((?P<kind>[^×(),]+)(?:,[^()]*)?\))?(?: \(× \d+\))?", re.DOTALL)
 _RUNNER = re.compile(
     r"(?:.*/)?(?:(?:asyncio|uvloop|uvicorn|hypercorn|granian|gunicorn|anyio|trio|gevent)/|(?:selectors|socketserver|threading|runpy)\.py:)"
-    r".*:?\d* +(?:\S*\.)?"
+    r".* (?:\S*\.)?"
     r"(?:run|asyncio_run|run_forever|run_until_complete|_run_once|select|serve|serve_forever|main|run_loop|_bootstrap|_bootstrap_inner)"
 )
 """A line of a server or an event loop below which everything runs: that it ran while memory grew says nothing."""

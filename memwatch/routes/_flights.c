@@ -1,4 +1,4 @@
-/* Requests under way: what `flights.py` does, for every request, in a quarter to a third of the time.
+/* Requests under way: what `flights.py` does, for every request, in a seventh to a third of the time.
 
    `flights.py` documents it; both pass the same tests.  Everything here runs with the GIL held, and nothing of it raises into a
    request: what our own side raises is dropped, what the application or the server raises is passed on.
