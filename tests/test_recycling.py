@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn as real_uvicorn
 
 from memwatch.config import SettingError
 from memwatch.integrations import gunicorn, uvicorn
+from memwatch.integrations.accepting import stop_accepting
 from memwatch.model import Process, Report, Sample, Statistics, Verdict
 from memwatch.recycling import Recycler
 from memwatch.testing import FakeClock
@@ -256,30 +258,98 @@ def test_a_gunicorn_setting_that_is_malformed_is_refused_before_a_worker_is_star
         gunicorn.hooks(interval="abc")
 
 
-def test_a_uvicorn_worker_that_goes_accepts_nobody_says_so_to_connections_that_are_kept_and_exits(
+async def answers_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello " + await reader.readline())
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("stops", ["before", "after"])
+def test_whoever_comes_in_the_very_turn_in_which_a_server_stops_accepting_is_served(stops: str) -> None:
+    async def main() -> bytes:
+        loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(answers_hello, "127.0.0.1", 0)
+        shared = server.sockets[0].dup()
+        closed = asyncio.Event()
+        with socket.create_connection(server.sockets[0].getsockname()[:2]) as client:
+            client.sendall(b"there\n")
+            # A turn of the loop: what was to be called soon, what the sockets have to say, timers that are due.
+            if stops == "before":
+                loop.call_soon(stop_accepting, loop, [server], closed.set)
+            else:
+                loop.call_later(0, stop_accepting, loop, [server], closed.set)
+            await closed.wait()
+            assert not server.is_serving()
+            async with await asyncio.start_server(answers_hello, sock=shared):  # another worker
+                client.settimeout(30)
+                return await asyncio.to_thread(client.recv, 100)
+
+    assert asyncio.run(main()) == b"hello there\n"
+
+
+def test_a_uvicorn_worker_that_goes_accepts_nobody_waits_for_requests_that_are_late_and_says_that_connections_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Server:
-        servers: tuple[Any, ...] = ()
-        should_exit = False
-        config = type("Config", (), {"encoded_headers": []})()
-        server_state = type("State", (), {"default_headers": [(b"date", b"today")]})()
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
 
-    async def main() -> Server:
+    class Server(real_uvicorn.Server):
+        leaving = asyncio.Event()
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            self.client = socket.create_connection(self.servers[0].sockets[0].getsockname()[:2])
+
+        async def on_tick(self, counter: int) -> bool:
+            if not self.leaving.is_set() and self.server_state.connections:  # the client has been accepted, and has not asked yet
+                uvicorn._leave([self])
+                self.leaving.set()
+            return await super().on_tick(counter)
+
+    async def main() -> bytes:
+        server = Server(real_uvicorn.Config(app, port=0, lifespan="off", log_level="warning"))
+        serving = asyncio.create_task(server.serve())
+        await server.leaving.wait()
+        listening = server.servers[0]
+        while listening.is_serving():
+            await asyncio.sleep(0)
+        for _ in range(20):  # it looks at its connections meanwhile, several times
+            await asyncio.sleep(uvicorn.LOOK_S / 5)
+            assert not server.should_exit
+        server.client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        server.client.settimeout(30)
+        answer = b""
+        while more := await asyncio.to_thread(server.client.recv, 1000):  # until the server closes
+            answer += more
+        server.client.close()
+        await serving
+        return answer
+
+    monkeypatch.setattr(uvicorn, "SETTLE_S", uvicorn.LOOK_S)
+    answer = asyncio.run(main())
+    assert answer.startswith(b"HTTP/1.1 200 OK") and b"\r\nhere\r\n" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_connection_without_a_request_keeps_a_uvicorn_worker_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        should_exit = False
+        server_state = type("State", (), {"connections": {object()}, "default_headers": []})()
+        config = type("Config", (), {"encoded_headers": []})()
+        servers: tuple[Any, ...] = ()
+
+    async def main() -> None:
         server = Server()
-        listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        server.servers = (listening,)
+        server.servers = (await asyncio.start_server(answers_hello, "127.0.0.1", 0),)
         threading.Thread(target=uvicorn._leave, args=([server],)).start()
         async with asyncio.timeout(30):
             while not server.should_exit:
-                assert listening.is_serving() is not bool(server.config.encoded_headers)
                 await asyncio.sleep(0.001)
-        return server
 
-    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.05)
-    server = asyncio.run(main())
-    assert server.config.encoded_headers == [(b"connection", b"close")]
-    assert server.server_state.default_headers == [(b"date", b"today"), (b"connection", b"close")]
+    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.01)
+    monkeypatch.setattr(uvicorn, "LINGER_S", 0.2)
+    asyncio.run(main())
 
 
 def test_a_uvicorn_server_that_does_not_listen_yet_exits_at_once() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
+from memwatch.integrations.accepting import stop_accepting
 from memwatch.recycling import JITTER, recycler
 
 SAFE = {
@@ -29,6 +30,8 @@ SAFE = {
     "gunicorn.workers.ggevent.GeventPyWSGIWorker",
 }
 """Workers whose loop ends when `alive` is False, after the requests under way."""
+ASYNCIO = {"gunicorn.workers.gasgi.ASGIWorker"}
+"""Those of them whose listening is an asyncio server's."""
 UVICORN = {
     "uvicorn.workers.UvicornWorker",
     "uvicorn.workers.UvicornH11Worker",
@@ -116,6 +119,9 @@ def leave(worker: Any) -> str | None:
         from memwatch.integrations import uvicorn
 
         return uvicorn.leave(supervised=True)
+    if _kinds(worker) & ASYNCIO:
+        worker.loop.call_soon_threadsafe(stop_accepting, worker.loop, worker.servers, lambda: setattr(worker, "alive", False))
+        return None
     worker.alive = False
     with contextlib.suppress(OSError, AttributeError):
         os.write(worker.PIPE[1], b".")  # a sync worker that waits for a connection looks up

@@ -20,6 +20,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
+from memwatch.integrations.accepting import stop_accepting
 from memwatch.recycling import JITTER, recycler
 
 OTHERS = {
@@ -29,7 +30,11 @@ OTHERS = {
 """Servers under which nothing of ours ends a worker, and why."""
 CLOSE = (b"connection", b"close")
 SETTLE_S = 1.0
-"""Between the last accept and the exit: a connection that was accepted may not have sent its request yet."""
+"""Shortest time between the last accept and the exit: a TLS connection counts as one only when its handshake is done."""
+LINGER_S = 10.0
+"""Longest: for connections on which no request comes, or whose answer does not end."""
+LOOK_S = 0.1
+"""How often it is looked whether all connections have ended."""
 
 
 def recycle(*, on: bool | Iterable[str] = True, jitter: str = JITTER) -> None:
@@ -93,11 +98,17 @@ def _leave(servers: list[Any]) -> None:
 
 
 def _close(server: Any, loop: Any) -> None:
-    """In the server's loop.  The time to settle is the loop's: however late it is, what has arrived is read before it exits."""
-    for listening in server.servers:
-        listening.close()  # stops accepting; connections stay
+    """In the server's loop."""
     _announce(server)
-    loop.call_later(SETTLE_S, setattr, server, "should_exit", True)
+    stop_accepting(loop, server.servers, lambda: loop.call_later(SETTLE_S, _exit_when_served, server, loop, loop.time() + LINGER_S))
+
+
+def _exit_when_served(server: Any, loop: Any, until_s: float) -> None:
+    """A connection may have been accepted whose request is still to come: told to exit, the server would close it."""
+    if server.server_state.connections and loop.time() < until_s:
+        loop.call_later(LOOK_S, _exit_when_served, server, loop, until_s)
+    else:
+        server.should_exit = True
 
 
 def _announce(server: Any) -> None:

@@ -1,0 +1,28 @@
+"""An asyncio server that stops accepting without losing whom it has accepted."""
+
+from __future__ import annotations
+
+import asyncio.selector_events
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def stop_accepting(loop: Any, servers: Iterable[Any], then: Callable[[], object]) -> None:
+    """Close these servers of a loop and call `then`; connections stay.  To be called in the loop.
+
+    asyncio accepts in one turn of its loop and makes the transport in the next, which fails if the server has been closed in
+    between: the client would see its connection reset (`asyncio.base_events.Server._attach` asserts it, as of Python 3.11 to 3.13).
+    So the loop first no longer looks whether somebody has come, and the server is closed a turn later.  uvloop does both in one.
+    """
+    servers = list(servers)
+    if isinstance(loop, asyncio.selector_events.BaseSelectorEventLoop):
+        for server in servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+
+    def close() -> None:
+        for server in servers:
+            server.close()
+        then()
+
+    loop.call_soon(close)
