@@ -7,7 +7,6 @@ silently ignored, and a bare number where a unit matters is refused.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -404,6 +403,8 @@ def _tool_table(pyproject: Path | None) -> list[tuple[Setting, Any, str]]:
 
 
 def _unknown(name: str, source: str, valid: list[str]) -> str:
+    import difflib  # only who has mistyped pays
+
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     suggestion = f", did you mean {near[0]}?" if near else "."
     return f"{name}: unknown setting{suggestion} (From {source}; settings are {', '.join(sorted(valid))}.)"

@@ -225,6 +225,28 @@ def test_fast_requests_are_measured_for_a_small_part_of_their_time_only() -> Non
     assert 50 <= readings <= 2000 * 100e-6 * 0.002 / 5e-6 + 5
 
 
+def test_while_requests_always_overlap_memory_is_hardly_read_and_soon_again_when_they_no_longer_do() -> None:
+    book = Book()
+    readings = 0
+
+    def read() -> float:
+        nonlocal readings
+        readings += 1
+        book.clock.advance(5e-6)
+        return book.rss
+
+    book.ledger.read_rss = read
+    for _ in range(20_000):
+        first, second = book.ledger.begin(), book.ledger.begin()
+        book.clock.advance(100e-6)
+        book.ledger.end(first, "GET /a")
+        book.ledger.end(second, "GET /a")
+    assert readings <= 7 + 20_000 * 100e-6 * 0.002 / 5e-6 / 32  # seven by which patience grows; alone they would be 800
+    for _ in range(20):
+        book.request("GET /report", 0.02, grows=12 * MIB)
+    assert [grown.route for grown in book.ledger.grown()] == ["GET /report"]
+
+
 def test_without_a_watcher_memory_is_not_read() -> None:
     book = Book()
     book.ledger.read_rss = None

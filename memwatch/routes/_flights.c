@@ -54,6 +54,9 @@ typedef struct State State;
 /* So many that are over are counted at once: what that needs comes into the caches once for all of them. */
 #define BATCH 64
 
+/* Readings of memory that other requests have spoiled make the next one wait so many times as long: flights.MOST_PATIENCE. */
+#define MOST_PATIENCE 64.0
+
 typedef struct {
     PyObject_HEAD
     /* What each request needs, together. */
@@ -69,6 +72,8 @@ typedef struct {
     PyObject *owner;
     double before; /* resident memory when `alone` began */
     double spent_s, duty, fastest;
+    double due_s, paid_s; /* weigh(): not before busy_s is there, and how much of spent_s that has accounted for */
+    double patience;      /* doubles with each reading in vain */
     double first_s, log_first, per_e; /* the scale of the buckets: buckets.py */
     Py_ssize_t buckets;
     Py_ssize_t most, most_rows, mask; /* mask: places in the index, less one */
@@ -209,14 +214,13 @@ unlink_flight(Flight *flight)
     self->flying--;
 }
 
-/* The first of those under way begins: how much memory there is now. */
+/* The first of those under way begins, and memory is to be read again: how much there is now. */
 COLD static void
 weigh(Flights *self, Flight *flight)
 {
-    if (self->spent_s > self->duty * self->busy_s) {
-        return;
-    }
     PyObject *before = PyObject_CallMethodNoArgs(self->owner, self->state->s_resident);
+    self->due_s = self->busy_s + (self->spent_s - self->paid_s) * self->patience / self->duty;
+    self->paid_s = self->spent_s;
     self->alone = NULL;
     if (before != NULL && before != Py_None) {
         self->before = PyFloat_AsDouble(before);
@@ -233,12 +237,15 @@ static inline void
 depart(Flights *self, Flight *flight)
 {
     if (self->flying > 0) {
-        self->alone = NULL;
+        if (self->alone != NULL) {
+            self->alone = NULL;
+            self->patience = self->patience < MOST_PATIENCE ? self->patience * 2 : MOST_PATIENCE;
+        }
         if (UNLIKELY(self->flying >= self->most)) {
             return;
         }
     }
-    else if (self->threshold_bytes > 0) {
+    else if (self->threshold_bytes > 0 && self->busy_s >= self->due_s) {
         weigh(self, flight);
     }
     flight->began_s = now(self);
@@ -449,8 +456,11 @@ land(Flight *flight, PyObject *route, PyObject *verb, int failed)
     if (self->alone != NULL) {
         int mine = self->alone == flight;
         self->alone = NULL;
-        if (mine && self->flying == 0 && took_s > 0 && took_s * self->fastest >= self->threshold_bytes) {
-            compare(self, route, verb, took_s);
+        if (mine && self->flying == 0) {
+            self->patience = 1;
+            if (took_s > 0 && took_s * self->fastest >= self->threshold_bytes) {
+                compare(self, route, verb, took_s);
+            }
         }
     }
 }
@@ -897,6 +907,7 @@ flights_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
     self->most = most;
     self->duty = duty;
     self->fastest = fastest;
+    self->patience = 1;
     return (PyObject *)self;
 }
 
@@ -918,7 +929,8 @@ flights_reset(Flights *self, PyObject *Py_UNUSED(nothing))
         unlink_flight(self->first);
     }
     self->alone = NULL;
-    self->spent_s = self->busy_s = 0.0;
+    self->spent_s = self->busy_s = self->due_s = self->paid_s = 0.0;
+    self->patience = 1;
     forget_over(self);
     if (self->waiting != NULL) {
         empty_waiting(self, self->waiting);

@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 from memwatch.routes.buckets import SCALE, bucket_of
 
+MOST_PATIENCE = 64
+"""Readings of memory that other requests have spoiled make the next one wait up to so many times as long."""
+
 Done = tuple[str, str | None, int, int, list[tuple[int, int]]]
 """Of requests that are over: their route, their verb if the route does not begin with one, how many, how many of them failed, and
 how many took how long (`buckets.bucket_of`), as far as that is known."""
@@ -44,7 +47,8 @@ class Flights:
         clock: monotonic seconds; None: the system's.
         batch: when so many wait to be taken, `owner.write` is called: requests here, in the extension different routes.
         most: so many are timed at a time; what comes on top is counted only.
-        duty: part of the time of requests that may be spent in `owner.resident`.
+        duty: part of the time of requests that may be spent in `owner.resident`; less, down to a part in `MOST_PATIENCE` of it, while
+            no request stays alone.
         fastest_bytes_per_s: a request that took less than the threshold at this speed is not compared.
         scale: that of `buckets`, for the extension.
 
@@ -72,7 +76,8 @@ class Flights:
     def reset(self) -> None:
         """Forget all: of a parent's requests none is this process's."""
         self.spent_s = 0.0
-        self._busy_s = 0.0
+        self._busy_s = self._due_s = self._paid_s = 0.0
+        self._patience = 1
         self._alone: tuple[Flight, float] | None = None
         self._flying: dict[int, Said] = {}
         self._over: deque[tuple[str, str | None, float | None, bool]] = deque()
@@ -179,11 +184,15 @@ class Flights:
         flying = self._flying
         flight.number = next(self._numbers)
         if flying:
-            self._alone = None
+            if self._alone is not None:
+                self._alone = None
+                self._patience = min(2 * self._patience, MOST_PATIENCE)
             if len(flying) >= self._most:
                 return
-        elif self.threshold_bytes and self.spent_s <= self._duty * self._busy_s:
+        elif self.threshold_bytes and self._busy_s >= self._due_s:
             before = self._owner.resident()
+            self._due_s = self._busy_s + (self.spent_s - self._paid_s) * self._patience / self._duty
+            self._paid_s = self.spent_s
             self._alone = None if before is None else (flight, before)
         flight.began_s = self.clock()
         flying[flight.number] = said
@@ -203,8 +212,10 @@ class Flights:
         alone = self._alone
         if alone is not None:
             self._alone = None
-            if alone[0] is flight and not flying and took_s and took_s * self._fastest >= self.threshold_bytes:
-                self._owner.compare(alone[1], route, verb, took_s)
+            if alone[0] is flight and not flying:
+                self._patience = 1
+                if took_s and took_s * self._fastest >= self.threshold_bytes:
+                    self._owner.compare(alone[1], route, verb, took_s)
 
 
 class Flight:

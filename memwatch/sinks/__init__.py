@@ -9,7 +9,6 @@ called with a `Report`.  One that raises is logged once and disabled.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -77,6 +76,8 @@ def _make(name: str) -> Any:
             raise SettingError(f"sinks: {error}") from None
     known = _KNOWN.get(name)
     if known is None:
+        import difflib  # only who has mistyped pays
+
         near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.5)
         suggestion = f", did you mean {near[0]}?" if near else "."
         # What follows a colon may be the address of somebody's endpoint, with a token in it.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from statistics import median
 from typing import NamedTuple
 
 from memwatch.trend.statistics import lower_quartile
@@ -61,6 +60,8 @@ def compare_days(times: Sequence[float], values: Sequence[float]) -> Daily | Non
     shift = round(DAY_S / width)
     if width > LONGEST_BUCKET_S or count - shift < 8:
         return None
+    from statistics import median  # 0.5 MiB of modules, which a process needs after its first day
+
     differences = [(values[i] - values[i - shift]) / (times[i] - times[i - shift]) for i in range(shift, count)]
     half = len(differences) // 2
     early, late = median(differences[:half]), median(differences[half:])
