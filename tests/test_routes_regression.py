@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 
 import pytest
 
@@ -189,18 +190,25 @@ def test_whatever_numbers_come_an_answer_does(seed: int) -> None:
         assert effect.low <= effect.per_request <= effect.high
 
 
-def test_other_threads_are_let_in_often() -> None:
-    import time
+def test_other_threads_are_let_in_every_few_hundred_lines_of_work() -> None:
+    counts = traffic(random.Random(23), 30, 128)
+    done, moments = 0, []
 
-    rng = random.Random(23)
-    counts = traffic(rng, 30, 128)
-    moments: list[float] = []
-    attribute(
-        times(128), counts, [4 * KIB * counts[1][row] for row in range(128)], breathe=lambda: moments.append(time.thread_time())
-    )
+    def one_more(*_: object) -> object:  # lines run, not time: that depends on who else is at work
+        nonlocal done
+        done += 1
+        return one_more
+
+    before = sys.gettrace()
+    sys.settrace(one_more)
+    try:
+        levels = [4 * KIB * counts[1][row] for row in range(128)]
+        attribute(times(128), counts, levels, breathe=lambda: moments.append(done))
+    finally:
+        sys.settrace(before)
     gaps = sorted(after - before for before, after in itertools.pairwise(moments))
-    assert gaps[int(0.99 * len(gaps))] < 0.002
-    assert gaps[len(gaps) // 2] < 0.0004
+    assert gaps[len(gaps) // 2] < 1_000
+    assert gaps[int(0.99 * len(gaps))] < 10_000
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Flights:
         clock: monotonic seconds; None: the system's.
         batch: when so many wait to be taken, `owner.write` is called: requests here, in the extension different routes.
         most: so many are timed at a time; what comes on top is counted only.
-        duty: part of the time of requests that may be spent in `owner.resident`; less, down to a part in `MOST_PATIENCE` of it, while
+        duty: part of the time of requests that may be spent in `owner.resident`; down to a part in `MOST_PATIENCE` of it, while
             no request stays alone.
         fastest_bytes_per_s: a request that took less than the threshold at this speed is not compared.
         scale: that of `buckets`, for the extension.
