@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What everything switched on costs a service per request: watcher, middleware and, if installed, Prometheus, against bare.
 
-    bench/middleware.py [--pairs 48] [--repeats 15] [--seconds 0.05] [--settle 11] [--connections 16]
+    bench/middleware.py [--pairs 48] [--repeats 15] [--seconds 0.05] [--settle 11] [--connections 16] [--items 20]
                         [--only starlette|flask] [--part …] [--control] [--cost] [--instructions]
 
 A Starlette service under uvicorn and a Flask service under gunicorn (4 threads), each twice, bare and with everything on.  One
@@ -35,7 +35,7 @@ import uvicorn, socket
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse as Answer
 from starlette.routing import Route
-orders = {n: {"id": n, "items": [{"sku": str(k), "price": k * 1.5} for k in range(20)]} for n in range(1000)}
+orders = {n: {"id": n, "items": [{"sku": str(k), "price": k * 1.5} for k in range(ITEMS)]} for n in range(1000)}
 async def order(request):
     found = orders[request.path_params["number"] % 1000]
     return Answer({"order": found, "total": sum(item["price"] for item in found["items"])})
@@ -61,7 +61,7 @@ uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_
 FLASK = """
 import os
 from flask import Flask, jsonify
-orders = {n: {"id": n, "items": [{"sku": str(k), "price": k * 1.5} for k in range(20)]} for n in range(1000)}
+orders = {n: {"id": n, "items": [{"sku": str(k), "price": k * 1.5} for k in range(ITEMS)]} for n in range(1000)}
 app = Flask(__name__)
 @app.route("/orders/<int:number>")
 def order(number):
@@ -89,9 +89,9 @@ UNSAMPLED = ON.replace("start(", "start(evidence='off', ")
 PARTS = {"all": ON, "middleware": "pass", "empty": "pass", "unsampled": UNSAMPLED, "sampler": SAMPLER}
 
 
-def written(service: str, part: str) -> str:
+def written(service: str, part: str, items: int) -> str:
     """The service's source with that part switched on."""
-    return f"PART = {part!r}\n" + service.replace("    ON\n", f"    {PARTS[part]}\n", 1)
+    return f"PART, ITEMS = {part!r}, {items}\n" + service.replace("    ON\n", f"    {PARTS[part]}\n", 1)
 
 
 TOGETHER = 6
@@ -101,7 +101,7 @@ TOGETHER = 6
 class Service:
     """One server in a process of its own."""
 
-    def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str, seed: int) -> None:
+    def __init__(self, kind: str, on: bool, folder: Path, connections: int, part: str, items: int, seed: int) -> None:
         environment = {
             "PYTHONHASHSEED": str(seed),
             "PATH": "/usr/bin:/bin",
@@ -109,12 +109,12 @@ class Service:
             "MEMWATCH_DIR": str(folder / "records"),
         }
         if kind == "starlette":
-            command = [sys.executable, "-c", written(STARLETTE, part), environment["ON"]]
+            command = [sys.executable, "-c", written(STARLETTE, part, items), environment["ON"]]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             assert self.process.stdout is not None
             port = int(self.process.stdout.readline())
         else:
-            (folder / "app.py").write_text(written(FLASK, part))
+            (folder / "app.py").write_text(written(FLASK, part, items))
             command = [sys.executable, "-m", "gunicorn", "app:app", "--chdir", str(folder), "--bind", "127.0.0.1:0"]
             command += ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "60", "--no-control-socket"]
             self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -163,7 +163,7 @@ def started(kind: str, options: argparse.Namespace, turn: int, folder: Path) -> 
         each.mkdir()
     connections = min(options.connections, 4) if kind == "flask" else options.connections
     made = {
-        place: Service(kind, bool(place) and not options.control, folders[place], connections, options.part, turn)
+        place: Service(kind, bool(place) and not options.control, folders[place], connections, options.part, options.items, turn)
         for place in ((0, 1), (1, 0))[turn // 2 % 2]  # which is started first is not the same thing as which is which
     }
     return [made[0], made[1]]
@@ -300,7 +300,7 @@ def instructions() -> None:
 
     def total(part: str, on: str, requests: int) -> int:
         command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
-        command += [sys.executable, "-c", written(STARLETTE, part), on]
+        command += [sys.executable, "-c", written(STARLETTE, part, 20), on]
         environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None and process.stderr is not None
@@ -333,6 +333,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=15, help="of the four stretches of a pair")
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--items", type=int, default=20, help="of the order that is answered: what a request does besides")
     parser.add_argument("--only", choices=("starlette", "flask"))
     parser.add_argument(
         "--part",
