@@ -6,6 +6,7 @@ Law: the load is locust's, in a process of its own; whatever happens, the servic
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import json
 import os
@@ -32,6 +33,7 @@ from memwatch.cli import FOUND, OK, records
 from memwatch.cli.screen import NotThere, put, say
 from memwatch.model import SEVERITY_ORDER, Report
 from memwatch.report import without_infinities
+from memwatch.report.layout import shown
 from memwatch.report.proof import brief
 from memwatch.report.words import headline
 
@@ -43,8 +45,18 @@ SAMPLES = 300
 STOP_S = 30.0
 """The service has so long to end when it is asked to."""
 LOAD_STOP_S = 60.0
+ERRORS_TOLD = 3
+"""Reasons for which requests failed that are told as text; as JSON all are."""
 SETTLED, LAST = (1 / 3, 0.45), (0.9, 1.0)
 """Growth is the median of the last tenth of the soak minus that of a part after warm-up."""
+
+
+class Failed(NamedTuple):
+    """Requests that failed for one reason."""
+
+    request: str
+    reason: str
+    requests: int
 
 
 class Latencies(NamedTuple):
@@ -56,6 +68,8 @@ class Latencies(NamedTuple):
     p50_s: float | None
     p95_s: float | None
     p99_s: float | None
+    errors: tuple[Failed, ...] = ()
+    """Why requests failed, the most frequent reason first."""
 
     @property
     def failed_share(self) -> float:
@@ -148,7 +162,7 @@ def command(
         "schema": 1,
         "duration_s": duration_s,
         "users": users,
-        "load": seen._asdict() | {"failed_share": seen.failed_share},
+        "load": seen._asdict() | {"failed_share": seen.failed_share, "errors": [failed._asdict() for failed in seen.errors]},
         "limits": asdict(limits),
         "problems": problems,
         "passed": not problems,
@@ -169,6 +183,9 @@ def told(reports: Sequence[Report], seen: Latencies, problems: Sequence[str]) ->
     percentiles = [("p50", seen.p50_s), ("p95", seen.p95_s), ("p99", seen.p99_s)]
     times = "  ".join(f"{name} {units.format_duration(value)}" for name, value in percentiles if value is not None)
     lines.append(f"{seen.requests:,} requests, {seen.per_s:,.1f} per s, {seen.failures:,} failed  {times}".rstrip())
+    lines += [f"  {failed.requests:,} × {shown(failed.request)}: {shown(failed.reason)}" for failed in seen.errors[:ERRORS_TOLD]]
+    if len(seen.errors) > ERRORS_TOLD:
+        lines.append(f"  and {len(seen.errors) - ERRORS_TOLD:,} more")
     lines += [f"FAILED  {problem}" for problem in problems] or ["PASSED"]
     return "\n".join(lines) + "\n"
 
@@ -328,31 +345,39 @@ def _load(
     service: subprocess.Popen[bytes],
 ) -> Latencies:
     options = ["--headless", "--json", "--skip-log", "--users", str(users), "--spawn-rate", str(users), "--host", addresses[0]]
-    command = [
-        *locust,
-        "-f",
-        locustfile or str(USERS),
-        *options,
-        "--run-time",
-        f"{max(1, round(duration_s))}s",
-        "--stop-timeout",
-        "10",
-    ]
+    options += ["--run-time", f"{max(1, round(duration_s))}s", "--stop-timeout", "10"]
     environment = os.environ | {"MEMWATCH_RUN_ADDRESSES": "\n".join(addresses)}
-    load = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    with tempfile.TemporaryDirectory(prefix="memwatch-load-") as name:
+        tables = Path(name) / "load"
+        command = [*locust, "-f", locustfile or str(USERS), *options, "--csv", str(tables)]
+        load = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        try:
+            output, errors = load.communicate(timeout=duration_s + LOAD_STOP_S)
+        except subprocess.TimeoutExpired:
+            raise NotThere(f"locust did not end within {LOAD_STOP_S:.0f} s after the soak") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(load.pid, signal.SIGKILL)
+            load.wait()
+        try:
+            seen = latencies(json.loads(output), duration_s)
+        except (ValueError, LookupError, TypeError):
+            last = errors.decode(errors="replace").strip().splitlines()[-3:]
+            raise NotThere(f"locust ended with status {load.returncode} and told nothing: {' / '.join(last)}") from None
+        return seen._replace(errors=failures(Path(f"{tables}_failures.csv")))
+
+
+def failures(table: Path) -> tuple[Failed, ...]:
+    """Why requests failed, by locust's table of that; nothing where there is none."""
     try:
-        output, errors = load.communicate(timeout=duration_s + LOAD_STOP_S)
-    except subprocess.TimeoutExpired:
-        raise NotThere(f"locust did not end within {LOAD_STOP_S:.0f} s after the soak") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(load.pid, signal.SIGKILL)
-        load.wait()
-    try:
-        return latencies(json.loads(output), duration_s)
-    except (ValueError, LookupError, TypeError):
-        last = errors.decode(errors="replace").strip().splitlines()[-3:]
-        raise NotThere(f"locust ended with status {load.returncode} and told nothing: {' / '.join(last)}") from None
+        with table.open(newline="", errors="replace") as file:
+            rows = [
+                Failed(f"{row['Method']} {row['Name']}".strip(), row["Error"], int(row["Occurrences"]))
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, LookupError, ValueError, TypeError, csv.Error):
+        return ()  # how many failed is known all the same
+    return tuple(sorted(rows, key=lambda failed: -failed.requests))
 
 
 def latencies(entries: Sequence[Mapping[str, Any]], duration_s: float) -> Latencies:
