@@ -50,7 +50,7 @@ if sys.argv[1] == "on":
                 await self.app(scope, receive, send)
     else:
         from memwatch.integrations.asgi import MemwatchMiddleware as Middleware
-    if PART != "sampler":
+    if WITH_MIDDLEWARE:
         app.add_middleware(Middleware)
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 listener.bind(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ if os.environ["ON"] == "on":
             def __call__(self, environ, start_response):
                 return self.app(environ, start_response)
         app.wsgi_app = Middleware(app.wsgi_app)
-    else:
+    elif WITH_MIDDLEWARE:
         from memwatch.integrations.wsgi import init_app
         init_app(app)
 """
@@ -86,12 +86,25 @@ ON = """import memwatch, importlib.util
 
 SAMPLER = "from memwatch.evidence import _sampler; _sampler.start(mean_bytes=8 << 20)"
 UNSAMPLED = ON.replace("start(", "start(evidence='off', ")
-PARTS = {"all": ON, "middleware": "pass", "empty": "pass", "unsampled": UNSAMPLED, "sampler": SAMPLER}
+LOADED = ON + "; memwatch.stop()"
+PARTS = {
+    "all": ON,
+    "middleware": "pass",
+    "empty": "pass",
+    "unsampled": UNSAMPLED,
+    "sampler": SAMPLER,
+    "loaded": LOADED,
+    "watcher": UNSAMPLED,
+}
+ALONE = ("sampler", "loaded", "watcher")
+"""Parts without the middleware."""
 
 
 def written(service: str, part: str, items: int) -> str:
     """The service's source with that part switched on."""
-    return f"PART, ITEMS = {part!r}, {items}\n" + service.replace("    ON\n", f"    {PARTS[part]}\n", 1)
+    return f"PART, ITEMS, WITH_MIDDLEWARE = {part!r}, {items}, {part not in ALONE}\n" + service.replace(
+        "    ON\n", f"    {PARTS[part]}\n", 1
+    )
 
 
 TOGETHER = 6
@@ -339,7 +352,8 @@ def main() -> None:
         "--part",
         choices=PARTS,
         default="all",
-        help="all, all but the allocation sampler, the middleware alone, one that does nothing in its place, the sampler alone",
+        help="all; all but the allocation sampler; the middleware alone; one that does nothing in its place; the sampler alone; "
+        "what is loaded alone (started and stopped); the watcher alone",
     )
     parser.add_argument("--control", action="store_true", help="bare against bare: what the bench itself is worth")
     parser.add_argument("--cost", action="store_true")
