@@ -129,6 +129,24 @@ def test_growth_that_no_route_explains_is_said_to_be_that() -> None:
     assert "which route it is cannot be told: the growth goes on with time" in report.render("text")
 
 
+def test_the_route_is_named_while_a_heap_that_grows_fast_is_hardly_ever_read() -> None:
+    service = Service(64 * KIB, memory_limit="64GiB")
+    original, reads = service.read, 0
+
+    def read(on_error: object = None) -> Mapping[str, float]:
+        nonlocal reads
+        reads += 1
+        return {name: value for name, value in original().items() if name != "heap" or reads % 20 == 1}
+
+    service.read = read  # type: ignore[method-assign]
+    report = service.run(100)
+    assert report.verdict.state in ("growing", "leaking")
+    assert [row["route"] for row in report.routes if row["blamed"]] == ["POST /login"]
+    assert report.routes[0]["channel"] == "rss"
+    assert report.routes[0]["bytes_per_request"] == pytest.approx(64 * KIB, rel=0.1)
+    assert 7 <= report.routes[0]["rate_per_s"] <= 9
+
+
 def test_a_route_that_leaks_descriptors_is_named_with_their_number() -> None:
     report = Service(0.02, channel="fds").run(200)
     assert report.verdict.channel == "fds"

@@ -23,6 +23,8 @@ RATE_OVER_S = 60.0
 DUTY = 0.005
 """Part of the time that looks at the routes may take while something grows; a report that somebody asks for looks in any case."""
 RESOURCES = ("fds", "threads", "tasks", "children")
+TICK_LEVELS = 4
+"""At a tick each 10 s, readings of every tick reach back 128 × 2³ × 10 s: nearly three hours."""
 LIVE = "live"
 """Live bytes: of the Python allocator and of malloc together.  Resident memory moves in steps, and goes on after what caused it."""
 _HEAP, _NATIVE, _RSS = (CHANNELS.index(name) for name in ("heap", "native", "rss"))
@@ -51,6 +53,7 @@ class Attribution:
         self._read_rss = None if read_rss is None else _weakly(read_rss)
         self._lock = osthread.new_lock()
         self._history = History()
+        self._ticks = History(TICK_LEVELS)
         self._heap_is_read = False
         self._found: Mapping[str, dict[str, Any]] = {}
         self._note: str | None = None
@@ -61,8 +64,9 @@ class Attribution:
     def observe(self, sample: Sample) -> list[Event]:
         """Take note of a tick; returns what is to be told of single requests.
 
-        A reading is taken when the Python heap was read, which is rarer where the heap is large: counts and levels of one moment
-        belong together, and no count is lost by that.
+        Live bytes are followed where the Python heap was read, which is rarer where the heap is large: counts and levels of one
+        moment belong together, and no count is lost by that.  A heap that grows fast is read so rarely that its routes would never
+        be told, and so the other channels are followed at each tick.
 
         Cost: a few µs and 0.1 µs a route.
         """
@@ -73,9 +77,10 @@ class Attribution:
             ledger.read_rss, ledger.threshold_bytes = self._read_rss, self._threshold_bytes
         values = sample.values
         self._heap_is_read = self._heap_is_read or "heap" in values
-        if "heap" in values or not self._heap_is_read:
-            reading = Reading(sample.uptime_s, ledger.counts(), tuple(values.get(name) for name in CHANNELS))
-            with self._lock:
+        reading = Reading(sample.uptime_s, ledger.counts(), tuple(values.get(name) for name in CHANNELS))
+        with self._lock:
+            self._ticks.add(reading)
+            if "heap" in values or not self._heap_is_read:
                 self._history.add(reading)
         return [
             Event(sample.time_s, "note", {"note": "request", "route": one.route, "grown": one.bytes, "took_s": one.took_s})
@@ -109,19 +114,14 @@ class Attribution:
             return []
         began = time.monotonic()
         with self._lock:
-            if self._looked_at == self._history.readings or (not asked and began < self._next_look_s):
+            if self._looked_at == self._ticks.readings or (not asked and began < self._next_look_s):
                 return self._news(verdict)
-            self._looked_at = self._history.readings
-            windows = [self._history.since(since_s if since_s is not None else 0.0)]
-            whole = self._history.since(0.0)
-        # The detector says since when it is sure; most leaks are as old as the process, and more readings tell more.
-        if whole and windows[0] and whole[0].time_s < windows[0][0].time_s:
-            windows.append(whole)
+            self._looked_at = self._ticks.readings
+            windows, ticks = _windows(self._history, since_s), _windows(self._ticks, since_s)
         names = ledger.names()
         found: dict[str, dict[str, Any]] = {}
         note: str | None = "no channel that can be followed was read"
-        for readings, channel, levels in [(rows, *tried) for rows in windows for tried in _levels(verdict, rows)]:
-            kept = [(row, level) for row, level in zip(readings, levels, strict=True) if level is not None]
+        for channel, kept in _series(verdict, windows, ticks):
             times = [row.time_s for row, _ in kept]
             counts = [[row.counts[place] if place < len(row.counts) else 0.0 for row, _ in kept] for place in range(len(names))]
             answer = regression.attribute(times, counts, [level for _, level in kept], breathe=_breathe)
@@ -159,7 +159,7 @@ class Attribution:
             return ()
         names, counts, effects = ledger.names(), ledger.counts(), self._found
         with self._lock:
-            span = self._history.newest(RATE_OVER_S)
+            span = self._ticks.newest(RATE_OVER_S)
         order = sorted(range(min(len(names), len(counts))), key=lambda at: (not _is_blamed(effects.get(names[at])), -counts[at]))
         place_of = {name: place for place, name in enumerate(names)}
         rows = []
@@ -209,6 +209,31 @@ def _rate(span: tuple[Reading, Reading] | None, place: int) -> float | None:
         return None
     before = span[0].counts[place] if place < len(span[0].counts) else 0.0
     return (span[1].counts[place] - before) / (span[1].time_s - span[0].time_s)
+
+
+Series = list[tuple[Reading, float]]
+"""Readings, each with the level of one channel."""
+
+
+def _windows(history: History, since_s: float | None) -> list[list[Reading]]:
+    """The readings since then, and all: the detector says since when it is sure; most leaks are as old as the process."""
+    since, whole = history.since(since_s if since_s is not None else 0.0), history.since(0.0)
+    older = bool(whole and since) and whole[0].time_s < since[0].time_s
+    return [since, whole] if older else [since]
+
+
+def _series(verdict: Verdict, windows: list[list[Reading]], ticks: list[list[Reading]]) -> list[tuple[str, Series]]:
+    """What to try, best first: with the Python heap; and if that was read too rarely so far, what was read at each tick."""
+
+    def with_levels(rows: list[Reading], levels: list[float | None]) -> Series:
+        return [(row, level) for row, level in zip(rows, levels, strict=True) if level is not None]
+
+    found = [(channel, with_levels(rows, levels)) for rows in windows for channel, levels in _levels(verdict, rows)]
+    if all(len(series) < regression.FEWEST_ROWS for _, series in found):
+        channel = verdict.channel if verdict.channel in RESOURCES else "rss"
+        place = CHANNELS.index(channel)
+        found += [(channel, with_levels(rows, [row.values[place] for row in rows])) for rows in ticks]
+    return found
 
 
 def _levels(verdict: Verdict, readings: list[Reading]) -> list[tuple[str, list[float | None]]]:

@@ -27,11 +27,15 @@ class Reading(NamedTuple):
 
 
 class History:
-    """What `Reading`s there were.  At most 1.9 MiB with 200 routes, 0.3 MiB with 30."""
+    """What `Reading`s there were.
 
-    def __init__(self) -> None:
-        self._levels: list[list[Reading]] = [[] for _ in range(LEVELS)]
-        self._halves: list[Reading | None] = [None] * LEVELS
+    Args:
+        levels: each doubles how far back it reaches, and takes at most 0.21 MiB with 200 routes, 0.03 MiB with 30.
+    """
+
+    def __init__(self, levels: int = LEVELS) -> None:
+        self._levels: list[list[Reading]] = [[] for _ in range(levels)]
+        self._halves: list[Reading | None] = [None] * levels
         self.readings = 0
 
     def add(self, reading: Reading) -> None:
