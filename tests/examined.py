@@ -23,10 +23,17 @@ from memwatch.model import Verdict
 from memwatch.vitals import Vitals, read_pools_with
 
 
-def examine(channel: str = "heap", kind: str = "python-heap", mode: str = "auto", rounds: int = 10, **options: Any) -> Conclusion:
+def examine(
+    channel: str = "heap",
+    kind: str = "python-heap",
+    mode: str = "auto",
+    rounds: int = 10,
+    sample_bytes: int | str = 65536,
+    **options: Any,
+) -> Conclusion:
     """Import `app`, let it grow between two moments, and return what was concluded."""
     vitals = Vitals()
-    inquiry = Inquiry(mode, sample_bytes=65536, **options)
+    inquiry = Inquiry(mode, sample_bytes=int(sample_bytes), **options)
     inquiry.begin()
     if inquiry.sampling is not None:
         read_pools_with(inquiry.sampling.module.pymalloc_statistics)

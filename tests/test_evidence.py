@@ -20,9 +20,18 @@ pytestmark = linux_only
 
 
 @cache
-def examined(program: str, channel: str = "heap", kind: str = "python-heap", mode: str = "auto") -> dict[str, Any]:
+def examined(
+    program: str, channel: str = "heap", kind: str = "python-heap", mode: str = "auto", sample_bytes: int = 65536
+) -> dict[str, Any]:
     """The conclusion on a program that defines `grow()`."""
-    words = [sys.executable, str(HERE / "examined.py"), f"channel={channel}", f"kind={kind}", f"mode={mode}"]
+    words = [
+        sys.executable,
+        str(HERE / "examined.py"),
+        f"channel={channel}",
+        f"kind={kind}",
+        f"mode={mode}",
+        f"sample_bytes={sample_bytes}",
+    ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("MEMWATCH")}
     result = subprocess.run(words, input=program, capture_output=True, text=True, timeout=120, env=env, check=False)
     assert result.returncode == 0, result.stderr
@@ -425,6 +434,7 @@ def grow(): asyncio.run_coroutine_threadsafe(begin(), loop).result()
 """,
         "tasks",
         "tasks",
+        sample_bytes=4096,  # of 300 small objects some are sampled for sure
     )
     group = first(found, "resources")
     assert group["label"].startswith("task watch (app.py), waiting in asyncio/tasks.py:")

@@ -7,6 +7,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ import uvicorn as real_uvicorn
 
 from memwatch.config import SettingError
 from memwatch.integrations import gunicorn, uvicorn
-from memwatch.integrations.accepting import stop_accepting
+from memwatch.integrations.accepting import accepted, stop_accepting
 from memwatch.model import Process, Report, Sample, Statistics, Verdict
 from memwatch.recycling import Recycler
 from memwatch.testing import FakeClock
@@ -332,24 +334,94 @@ def test_a_uvicorn_worker_that_goes_accepts_nobody_waits_for_requests_that_are_l
     assert b"\r\nconnection: close\r\n" in answer
 
 
-def test_a_connection_without_a_request_keeps_a_uvicorn_worker_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Server:
-        should_exit = False
-        server_state = type("State", (), {"connections": {object()}, "default_headers": []})()
-        config = type("Config", (), {"encoded_headers": []})()
-        servers: tuple[Any, ...] = ()
+class Leaving:
+    """What is asked of a uvicorn server that is left, in front of a server of asyncio's."""
 
-    async def main() -> None:
-        server = Server()
-        server.servers = (await asyncio.start_server(answers_hello, "127.0.0.1", 0),)
-        threading.Thread(target=uvicorn._leave, args=([server],)).start()
+    def __init__(self, *listening: Any) -> None:
+        self.servers = listening
+        self.should_exit = False
+        self.server_state = SimpleNamespace(connections=[])
+        self.config = SimpleNamespace(loaded_app=None, timeout_graceful_shutdown=7, is_ssl=True)
+
+    async def exits(self) -> None:
         async with asyncio.timeout(30):
-            while not server.should_exit:
+            while not self.should_exit:
                 await asyncio.sleep(0.001)
+
+
+def test_a_connection_without_a_request_keeps_a_uvicorn_worker_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        server = Leaving(await asyncio.start_server(answers_hello, "127.0.0.1", 0))
+        server.server_state.connections.append(SimpleNamespace(cycle=None))
+        threading.Thread(target=uvicorn._leave, args=([server],)).start()
+        await server.exits()
+        assert server.config.timeout_graceful_shutdown == 7  # what somebody has set stays
 
     monkeypatch.setattr(uvicorn, "SETTLE_S", 0.01)
     monkeypatch.setattr(uvicorn, "LINGER_S", 0.2)
     asyncio.run(main())
+
+
+def test_a_connection_whose_tls_handshake_is_still_to_come_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        listening = await asyncio.start_server(answers_hello, "127.0.0.1", 0, ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        server = Leaving(listening)
+        worker = SimpleNamespace(loop=asyncio.get_running_loop(), servers=[listening], nr_conns=0, alive=True)
+        with socket.create_connection(listening.sockets[0].getsockname()[:2]):
+            while not accepted([listening]):
+                await asyncio.sleep(0.001)
+            uvicorn._close(server, asyncio.get_running_loop())
+            gunicorn._close(worker)
+            await asyncio.sleep(5 * uvicorn.LOOK_S)
+            assert not server.should_exit
+            assert worker.alive
+        await server.exits()
+        while worker.alive:
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(uvicorn, "SETTLE_S", 0.01)
+    asyncio.run(main())
+
+
+def test_a_uvicorn_worker_with_an_endless_answer_goes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        server = real_uvicorn.Server(real_uvicorn.Config(app, port=0, lifespan="off", log_level="critical"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.001)
+        with socket.create_connection(server.servers[0].sockets[0].getsockname()[:2]) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            await asyncio.to_thread(client.recv, 10)
+            uvicorn._leave([server])
+            async with asyncio.timeout(30):
+                await serving
+
+    for name, value in (("SETTLE_S", 0.01), ("LINGER_S", 0.1), ("GRACE_S", 0.5)):
+        monkeypatch.setattr(uvicorn, name, value)
+    asyncio.run(main())
+
+
+def test_the_handshake_of_a_websocket_is_not_told_that_its_connection_ends() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept", "headers": []} if scope["type"] == "websocket" else {"type": "http.response.start"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    server = Leaving()
+    server.config.loaded_app = app
+    uvicorn._announce(server)
+    for scope in ({"type": "websocket"}, {"type": "http", "http_version": "1.1"}, {"type": "http", "http_version": "2"}):
+        asyncio.run(server.config.loaded_app(scope, None, send))
+    assert [message.get("headers") for message in sent] == [[], [(b"connection", b"close")], None]
 
 
 def test_a_uvicorn_server_that_does_not_listen_yet_exits_at_once() -> None:

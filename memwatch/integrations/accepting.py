@@ -26,3 +26,15 @@ def stop_accepting(loop: Any, servers: Iterable[Any], then: Callable[[], object]
         then()
 
     loop.call_soon(close)
+
+
+def accepted(servers: Iterable[Any]) -> int | None:
+    """Connections of these servers that are open, those included whose TLS handshake is not done; None if the loop does not say."""
+    count = 0
+    for server in servers:
+        clients = getattr(server, "_clients", None)  # Python 3.13; before that it counts
+        found = getattr(server, "_active_count", None) if clients is None else len(clients)
+        if not isinstance(found, int):
+            return None
+        count += found
+    return count

@@ -19,7 +19,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
-from memwatch.integrations.accepting import stop_accepting
+from memwatch.integrations.accepting import accepted, stop_accepting
 from memwatch.recycling import JITTER, recycler
 
 SAFE = {
@@ -32,6 +32,7 @@ SAFE = {
 """Workers whose loop ends when `alive` is False, after the requests under way."""
 ASYNCIO = {"gunicorn.workers.gasgi.ASGIWorker"}
 """Those of them whose listening is an asyncio server's."""
+HANDSHAKE_S, LOOK_S = 10.0, 0.1
 UVICORN = {
     "uvicorn.workers.UvicornWorker",
     "uvicorn.workers.UvicornH11Worker",
@@ -120,12 +121,27 @@ def leave(worker: Any) -> str | None:
 
         return uvicorn.leave(supervised=True)
     if _kinds(worker) & ASYNCIO:
-        worker.loop.call_soon_threadsafe(stop_accepting, worker.loop, worker.servers, lambda: setattr(worker, "alive", False))
+        worker.loop.call_soon_threadsafe(_close, worker)
         return None
     worker.alive = False
     with contextlib.suppress(OSError, AttributeError):
         os.write(worker.PIPE[1], b".")  # a sync worker that waits for a connection looks up
     return None
+
+
+def _close(worker: Any) -> None:
+    """In the loop of an ASGI worker.  That it is no longer alive ends connections with their next answer; of those whose TLS
+    handshake is still to come it does not know, and would not wait for them."""
+    loop, servers = worker.loop, list(worker.servers)
+    until_s = loop.time() + HANDSHAKE_S
+
+    def look() -> None:
+        if (accepted(servers) or 0) > worker.nr_conns and loop.time() < until_s:
+            loop.call_later(LOOK_S, look)
+        else:
+            worker.alive = False
+
+    stop_accepting(loop, servers, lambda: loop.call_soon(look))
 
 
 _default = hooks()

@@ -20,7 +20,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
-from memwatch.integrations.accepting import stop_accepting
+from memwatch.integrations.accepting import accepted, stop_accepting
 from memwatch.recycling import JITTER, recycler
 
 OTHERS = {
@@ -30,9 +30,11 @@ OTHERS = {
 """Servers under which nothing of ours ends a worker, and why."""
 CLOSE = (b"connection", b"close")
 SETTLE_S = 1.0
-"""Shortest time between the last accept and the exit: a TLS connection counts as one only when its handshake is done."""
+"""Shortest time between the last accept and the exit."""
 LINGER_S = 10.0
-"""Longest: for connections on which no request comes, or whose answer does not end."""
+"""Longest time for connections on which no request comes: an exit would close one whose request is on its way."""
+GRACE_S = 30.0
+"""Longest time for answers that are under way, such as streams; then uvicorn has `timeout_graceful_shutdown` seconds more."""
 LOOK_S = 0.1
 """How often it is looked whether all connections have ended."""
 
@@ -99,14 +101,24 @@ def _leave(servers: list[Any]) -> None:
 
 def _close(server: Any, loop: Any) -> None:
     """In the server's loop."""
+    listening = list(server.servers)
     _announce(server)
-    stop_accepting(loop, server.servers, lambda: loop.call_later(SETTLE_S, _exit_when_served, server, loop, loop.time() + LINGER_S))
+    if getattr(server.config, "timeout_graceful_shutdown", 0) is None:
+        # uvicorn would wait for endless answers for ever, accept nobody meanwhile, and have no successor.
+        server.config.timeout_graceful_shutdown = GRACE_S
+    began_s = loop.time()
+    stop_accepting(loop, listening, lambda: loop.call_later(SETTLE_S, _exit_when_served, server, loop, listening, began_s))
 
 
-def _exit_when_served(server: Any, loop: Any, until_s: float) -> None:
+def _exit_when_served(server: Any, loop: Any, listening: list[Any], began_s: float) -> None:
     """A connection may have been accepted whose request is still to come: told to exit, the server would close it."""
-    if server.server_state.connections and loop.time() < until_s:
-        loop.call_later(LOOK_S, _exit_when_served, server, loop, until_s)
+    connections = list(server.server_state.connections)
+    open_count = accepted(listening)
+    if open_count is None and getattr(server.config, "is_ssl", False) and loop.time() - began_s < LINGER_S / 2:
+        open_count = 1  # perhaps: uvloop does not say, and a handshake may not be done
+    is_answering = any(not getattr(getattr(each, "cycle", None), "response_complete", True) for each in connections)
+    if (connections or open_count) and loop.time() - began_s < (GRACE_S if is_answering else LINGER_S):
+        loop.call_later(LOOK_S, _exit_when_served, server, loop, listening, began_s)
     else:
         server.should_exit = True
 
@@ -114,8 +126,21 @@ def _exit_when_served(server: Any, loop: Any, until_s: float) -> None:
 def _announce(server: Any) -> None:
     """Answers from here on say that the connection ends with them: one that were closed while it is idle could have the client's
     next request under way, which would be lost."""
-    server.config.encoded_headers.append(CLOSE)  # every second the server takes these anew
-    server.server_state.default_headers = [*server.server_state.default_headers, CLOSE]
+    app = server.config.loaded_app
+
+    async def last(scope: Any, receive: Any, send: Any) -> None:
+        async def send_last(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+            await send(message)
+
+        # A websocket's connection stays, and HTTP/2 has other words for it.
+        ends = scope["type"] == "http" and str(scope.get("http_version", "1.1")).startswith("1")
+        await app(scope, receive, send_last if ends else send)
+
+    server.config.loaded_app = last
+    for connection in server.server_state.connections:
+        connection.app = last
 
 
 def _servers() -> list[Any]:
