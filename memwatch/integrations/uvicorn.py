@@ -34,7 +34,7 @@ SETTLE_S = 1.0
 LINGER_S = 10.0
 """Longest time for connections on which no request comes: an exit would close one whose request is on its way."""
 GRACE_S = 30.0
-"""Longest time for answers that are under way, such as streams; then uvicorn has `timeout_graceful_shutdown` seconds more."""
+"""Longest time for answers that are under way, such as streams; with `timeout_graceful_shutdown`, uvicorn has so long on top."""
 LOOK_S = 0.1
 """How often it is looked whether all connections have ended."""
 
@@ -103,9 +103,6 @@ def _close(server: Any, loop: Any) -> None:
     """In the server's loop."""
     listening = list(server.servers)
     _announce(server)
-    if getattr(server.config, "timeout_graceful_shutdown", 0) is None:
-        # uvicorn would wait for endless answers for ever, accept nobody meanwhile, and have no successor.
-        server.config.timeout_graceful_shutdown = GRACE_S
     began_s = loop.time()
     stop_accepting(loop, listening, lambda: loop.call_later(SETTLE_S, _exit_when_served, server, loop, listening, began_s))
 
@@ -120,6 +117,9 @@ def _exit_when_served(server: Any, loop: Any, listening: list[Any], began_s: flo
     if (connections or open_count) and loop.time() - began_s < (GRACE_S if is_answering else LINGER_S):
         loop.call_later(LOOK_S, _exit_when_served, server, loop, listening, began_s)
     else:
+        if getattr(server.config, "timeout_graceful_shutdown", 0) is None:
+            # uvicorn would wait for endless answers for ever, accept nobody meanwhile, and have no successor.
+            server.config.timeout_graceful_shutdown = max(1.0, GRACE_S - (loop.time() - began_s))
         server.should_exit = True
 
 
