@@ -92,20 +92,20 @@ def test_a_service_that_keeps_nothing_passes_and_one_whose_requests_fail_does_no
     assert done.returncode == 1
     assert "FAILED  100.00% of the requests failed, limit 0.00%" in done.stdout
     assert "of the requests took up to" in done.stdout
-    assert "× GET /bad: HTTPError('500 Server Error" in done.stdout
+    assert "  100%  GET /bad: HTTPError('500 Server Error" in done.stdout
 
 
 def test_why_requests_failed_is_told_with_the_most_frequent_reason_first(tmp_path: Path) -> None:
     (tmp_path / "load_failures.csv").write_text(
-        "Method,Name,Error,Occurrences\nGET,/a,RemoteDisconnected(),3\nPOST,/b,\"HTTPError('500 Server Error, for url: /b')\",40\n"
+        "Method,Name,Error,Occurrences\nGET,/a,RemoteDisconnected(),10\nPOST,/b,\"HTTPError('500 Server Error, for url: /b')\",40\n"
     )
     found = soak.failures(tmp_path / "load_failures.csv")
     assert found == (
-        soak.Failed("POST /b", "HTTPError('500 Server Error, for url: /b')", 40),
-        soak.Failed("GET /a", "RemoteDisconnected()", 3),
+        soak.Failed("POST /b", "HTTPError('500 Server Error, for url: /b')", 0.8),
+        soak.Failed("GET /a", "RemoteDisconnected()", 0.2),
     )
-    told = soak.told([], soak.Latencies(100, 43, 10.0, 0.01, 0.2, 0.2, found * 2), [])
-    assert "\n  40 × POST /b: HTTPError('500 Server Error, for url: /b')\n  3 × GET /a: " in told
+    told = soak.told([], soak.Latencies(100, 50, 10.0, 0.01, 0.2, 0.2, found * 2), [])
+    assert "\n   80%  POST /b: HTTPError('500 Server Error, for url: /b')\n   20%  GET /a: " in told
     assert "and 1 more\n" in told
     (tmp_path / "load_failures.csv").write_text("something else\n")
     assert soak.failures(tmp_path / "load_failures.csv") == soak.failures(tmp_path / "none") == ()

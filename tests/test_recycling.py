@@ -23,7 +23,7 @@ import uvicorn as real_uvicorn
 
 from memwatch.config import SettingError
 from memwatch.integrations import gunicorn, uvicorn
-from memwatch.integrations.accepting import accepted, stop_accepting
+from memwatch.integrations.accepting import LOOK_S, accepted, stop_accepting
 from memwatch.model import Process, Report, Sample, Statistics, Verdict
 from memwatch.recycling import Recycler
 from memwatch.testing import FakeClock
@@ -317,7 +317,7 @@ def test_a_uvicorn_worker_that_goes_accepts_nobody_waits_for_requests_that_are_l
         while listening.is_serving():
             await asyncio.sleep(0)
         for _ in range(20):  # it looks at its connections meanwhile, several times
-            await asyncio.sleep(uvicorn.LOOK_S / 5)
+            await asyncio.sleep(LOOK_S / 5)
             assert not server.should_exit
         server.client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
         server.client.settimeout(30)
@@ -328,7 +328,8 @@ def test_a_uvicorn_worker_that_goes_accepts_nobody_waits_for_requests_that_are_l
         await serving
         return answer
 
-    monkeypatch.setattr(uvicorn, "SETTLE_S", uvicorn.LOOK_S)
+    monkeypatch.setattr(uvicorn, "SETTLE_S", LOOK_S)
+    monkeypatch.setattr(uvicorn, "LINGER_S", 3600.0)  # however slow this machine is
     answer = asyncio.run(main())
     assert answer.startswith(b"HTTP/1.1 200 OK") and b"\r\nhere\r\n" in answer
     assert b"\r\nconnection: close\r\n" in answer
@@ -372,7 +373,7 @@ def test_a_connection_whose_tls_handshake_is_still_to_come_is_waited_for(monkeyp
                 await asyncio.sleep(0.001)
             uvicorn._close(server, asyncio.get_running_loop())
             gunicorn._close(worker)
-            await asyncio.sleep(5 * uvicorn.LOOK_S)
+            await asyncio.sleep(5 * LOOK_S)
             assert not server.should_exit
             assert worker.alive
         await server.exits()
@@ -380,6 +381,8 @@ def test_a_connection_whose_tls_handshake_is_still_to_come_is_waited_for(monkeyp
             await asyncio.sleep(0.001)
 
     monkeypatch.setattr(uvicorn, "SETTLE_S", 0.01)
+    monkeypatch.setattr(uvicorn, "LINGER_S", 3600.0)  # however slow this machine is
+    monkeypatch.setattr(gunicorn, "HANDSHAKE_S", 3600.0)
     asyncio.run(main())
 
 

@@ -166,6 +166,15 @@ def test_a_kind_of_event_as_long_as_a_line_is_broken_as_any_text_is() -> None:
     assert max(map(cells, lines)) <= 60 and "".join(lines).replace(" ", "").count("x") >= 300
 
 
+def test_a_line_below_which_the_whole_server_runs_is_no_suspect_before_what_has_a_name() -> None:
+    loop = Evidence("native", (Suspect("uvicorn/_compat.py:30 asyncio_run", 37e6, share=1.0),), explains=0.18)
+    types = Evidence("types", (Suspect("httpx.AsyncClient", 2e6, 2254, share=0.05),), explains=0.05)
+    told = reports.brief(replace(cases.leak(), evidence=(loop, types)))
+    assert told.index("2,254 × httpx.AsyncClient") < told.find("asyncio_run") or "asyncio_run" not in told
+    alone = reports.brief(replace(cases.leak(), evidence=(loop,)))
+    assert "asyncio_run" in alone  # where there is nothing better
+
+
 def _write_golden_files() -> None:
     for name, make in cases.CASES.items():
         report: Report = make()
@@ -176,12 +185,3 @@ def _write_golden_files() -> None:
 
 if __name__ == "__main__":
     _write_golden_files()
-
-
-def test_a_line_below_which_the_whole_server_runs_is_no_suspect_before_what_has_a_name() -> None:
-    loop = Evidence("native", (Suspect("uvicorn/_compat.py:30 asyncio_run", 37e6, share=1.0),), explains=0.18)
-    types = Evidence("types", (Suspect("httpx.AsyncClient", 2e6, 2254, share=0.05),), explains=0.05)
-    told = reports.brief(replace(cases.leak(), evidence=(loop, types)))
-    assert told.index("2,254 × httpx.AsyncClient") < told.find("asyncio_run") or "asyncio_run" not in told
-    alone = reports.brief(replace(cases.leak(), evidence=(loop,)))
-    assert "asyncio_run" in alone  # where there is nothing better

@@ -35,6 +35,12 @@ class Book:
         self.rss = 100.0 * MIB
         self.ledger.read_rss = lambda: self.rss
         self.ledger.threshold_bytes = threshold
+        self.readings = 0
+
+    def read_slowly(self) -> float:
+        self.readings += 1
+        self.clock.advance(5e-6)
+        return self.rss
 
     def request(self, route: str, took_s: float = 0.01, *, failed: bool = False, grows: float = 0.0) -> None:
         number = self.ledger.begin()
@@ -211,37 +217,21 @@ def test_a_route_that_grows_with_each_request_is_told_of_once_in_ten_minutes() -
 
 def test_fast_requests_are_measured_for_a_small_part_of_their_time_only() -> None:
     book = Book()
-    readings = 0
-
-    def read() -> float:
-        nonlocal readings
-        readings += 1
-        book.clock.advance(5e-6)
-        return book.rss
-
-    book.ledger.read_rss = read
+    book.ledger.read_rss = book.read_slowly
     for _ in range(2000):
         book.request("GET /a", 100e-6)
-    assert 50 <= readings <= 2000 * 100e-6 * 0.002 / 5e-6 + 5
+    assert 50 <= book.readings <= 2000 * 100e-6 * 0.002 / 5e-6 + 5
 
 
 def test_while_requests_always_overlap_memory_is_hardly_read_and_soon_again_when_they_no_longer_do() -> None:
     book = Book()
-    readings = 0
-
-    def read() -> float:
-        nonlocal readings
-        readings += 1
-        book.clock.advance(5e-6)
-        return book.rss
-
-    book.ledger.read_rss = read
+    book.ledger.read_rss = book.read_slowly
     for _ in range(20_000):
         first, second = book.ledger.begin(), book.ledger.begin()
         book.clock.advance(100e-6)
         book.ledger.end(first, "GET /a")
         book.ledger.end(second, "GET /a")
-    assert readings <= 7 + 20_000 * 100e-6 * 0.002 / 5e-6 / 32  # seven by which patience grows; alone they would be 800
+    assert book.readings <= 7 + 20_000 * 100e-6 * 0.002 / 5e-6 / 32  # seven by which patience grows; alone they would be 800
     for _ in range(20):
         book.request("GET /report", 0.02, grows=12 * MIB)
     assert [grown.route for grown in book.ledger.grown()] == ["GET /report"]

@@ -199,13 +199,13 @@ def test_other_threads_are_let_in_every_few_hundred_lines_of_work() -> None:
         done += 1
         return one_more
 
-    before = sys.gettrace()
+    traced = sys.gettrace()
     sys.settrace(one_more)
     try:
         levels = [4 * KIB * counts[1][row] for row in range(128)]
         attribute(times(128), counts, levels, breathe=lambda: moments.append(done))
     finally:
-        sys.settrace(before)
+        sys.settrace(traced)
     gaps = sorted(after - before for before, after in itertools.pairwise(moments))
     assert gaps[len(gaps) // 2] < 1_000
     assert gaps[int(0.99 * len(gaps))] < 10_000

@@ -52,11 +52,12 @@ SETTLED, LAST = (1 / 3, 0.45), (0.9, 1.0)
 
 
 class Failed(NamedTuple):
-    """Requests that failed for one reason."""
+    """One reason why requests failed."""
 
     request: str
     reason: str
-    requests: int
+    share: float
+    """Of all failures, from 0 to 1."""
 
 
 class Latencies(NamedTuple):
@@ -183,7 +184,7 @@ def told(reports: Sequence[Report], seen: Latencies, problems: Sequence[str]) ->
     percentiles = [("p50", seen.p50_s), ("p95", seen.p95_s), ("p99", seen.p99_s)]
     times = "  ".join(f"{name} {units.format_duration(value)}" for name, value in percentiles if value is not None)
     lines.append(f"{seen.requests:,} requests, {seen.per_s:,.1f} per s, {seen.failures:,} failed  {times}".rstrip())
-    lines += [f"  {failed.requests:,} × {shown(failed.request)}: {shown(failed.reason)}" for failed in seen.errors[:ERRORS_TOLD]]
+    lines += [f"  {failed.share:4.0%}  {shown(failed.request)}: {shown(failed.reason)}" for failed in seen.errors[:ERRORS_TOLD]]
     if len(seen.errors) > ERRORS_TOLD:
         lines.append(f"  and {len(seen.errors) - ERRORS_TOLD:,} more")
     lines += [f"FAILED  {problem}" for problem in problems] or ["PASSED"]
@@ -368,16 +369,19 @@ def _load(
 
 
 def failures(table: Path) -> tuple[Failed, ...]:
-    """Why requests failed, by locust's table of that; nothing where there is none."""
+    """Why requests failed, by locust's table of that; nothing where there is none.
+
+    Shares, because the table is written once a second: the number of all failures, which is exact, has some more.
+    """
     try:
         with table.open(newline="", errors="replace") as file:
             rows = [
-                Failed(f"{row['Method']} {row['Name']}".strip(), row["Error"], int(row["Occurrences"]))
-                for row in csv.DictReader(file)
+                (int(row["Occurrences"]), f"{row['Method']} {row['Name']}".strip(), row["Error"]) for row in csv.DictReader(file)
             ]
     except (OSError, LookupError, ValueError, TypeError, csv.Error):
         return ()  # how many failed is known all the same
-    return tuple(sorted(rows, key=lambda failed: -failed.requests))
+    total = sum(count for count, _, _ in rows) or 1
+    return tuple(Failed(request, reason, count / total) for count, request, reason in sorted(rows, key=lambda row: -row[0]))
 
 
 def latencies(entries: Sequence[Mapping[str, Any]], duration_s: float) -> Latencies:

@@ -28,6 +28,17 @@ def stop_accepting(loop: Any, servers: Iterable[Any], then: Callable[[], object]
     loop.call_soon(close)
 
 
+LOOK_S = 0.1
+
+
+def when(is_time: Callable[[], bool], then: Callable[[], object], loop: Any) -> None:
+    """Call `then` in this loop as soon as it is time, looking every `LOOK_S`.  To be called in the loop."""
+    if is_time():
+        then()
+    else:
+        loop.call_later(LOOK_S, when, is_time, then, loop)
+
+
 def accepted(servers: Iterable[Any]) -> int | None:
     """Connections of these servers that are open, those included whose TLS handshake is not done; None if the loop does not say."""
     count = 0

@@ -19,7 +19,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
-from memwatch.integrations.accepting import accepted, stop_accepting
+from memwatch.integrations.accepting import accepted, stop_accepting, when
 from memwatch.recycling import JITTER, recycler
 
 SAFE = {
@@ -32,7 +32,8 @@ SAFE = {
 """Workers whose loop ends when `alive` is False, after the requests under way."""
 ASYNCIO = {"gunicorn.workers.gasgi.ASGIWorker"}
 """Those of them whose listening is an asyncio server's."""
-HANDSHAKE_S, LOOK_S = 10.0, 0.1
+HANDSHAKE_S = 10.0
+"""Longest time that such a worker waits for TLS handshakes of connections it has accepted."""
 UVICORN = {
     "uvicorn.workers.UvicornWorker",
     "uvicorn.workers.UvicornH11Worker",
@@ -135,13 +136,13 @@ def _close(worker: Any) -> None:
     loop, servers = worker.loop, list(worker.servers)
     until_s = loop.time() + HANDSHAKE_S
 
-    def look() -> None:
-        if (accepted(servers) or 0) > worker.nr_conns and loop.time() < until_s:
-            loop.call_later(LOOK_S, look)
-        else:
-            worker.alive = False
+    def is_served() -> bool:
+        return (accepted(servers) or 0) <= int(worker.nr_conns) or bool(loop.time() >= until_s)
 
-    stop_accepting(loop, servers, lambda: loop.call_soon(look))
+    def leave_now() -> None:
+        worker.alive = False
+
+    stop_accepting(loop, servers, lambda: loop.call_soon(when, is_served, leave_now, loop))
 
 
 _default = hooks()

@@ -20,7 +20,7 @@ from typing import Any
 
 import memwatch
 from memwatch.audience import say
-from memwatch.integrations.accepting import accepted, stop_accepting
+from memwatch.integrations.accepting import accepted, stop_accepting, when
 from memwatch.recycling import JITTER, recycler
 
 OTHERS = {
@@ -30,13 +30,12 @@ OTHERS = {
 """Servers under which nothing of ours ends a worker, and why."""
 CLOSE = (b"connection", b"close")
 SETTLE_S = 1.0
-"""Shortest time between the last accept and the exit."""
+"""Shortest time between the last accept and the exit: a connection is one of the server's some turns of the loop after it was
+accepted, and under uvloop nothing tells of it until then."""
 LINGER_S = 10.0
 """Longest time for connections on which no request comes: an exit would close one whose request is on its way."""
 GRACE_S = 30.0
 """Longest time for answers that are under way, such as streams; with `timeout_graceful_shutdown`, uvicorn has so long on top."""
-LOOK_S = 0.1
-"""How often it is looked whether all connections have ended."""
 
 
 def recycle(*, on: bool | Iterable[str] = True, jitter: str = JITTER) -> None:
@@ -101,26 +100,29 @@ def _leave(servers: list[Any]) -> None:
 
 def _close(server: Any, loop: Any) -> None:
     """In the server's loop."""
-    listening = list(server.servers)
-    _announce(server)
-    began_s = loop.time()
-    stop_accepting(loop, listening, lambda: loop.call_later(SETTLE_S, _exit_when_served, server, loop, listening, began_s))
+    listening, began_s = list(server.servers), loop.time()
 
+    def is_served() -> bool:
+        return _is_served(server, listening, loop.time() - began_s)
 
-def _exit_when_served(server: Any, loop: Any, listening: list[Any], began_s: float) -> None:
-    """A connection may have been accepted whose request is still to come: told to exit, the server would close it."""
-    connections = list(server.server_state.connections)
-    open_count = accepted(listening)
-    if open_count is None and getattr(server.config, "is_ssl", False) and loop.time() - began_s < LINGER_S / 2:
-        open_count = 1  # perhaps: uvloop does not say, and a handshake may not be done
-    is_answering = any(not getattr(getattr(each, "cycle", None), "response_complete", True) for each in connections)
-    if (connections or open_count) and loop.time() - began_s < (GRACE_S if is_answering else LINGER_S):
-        loop.call_later(LOOK_S, _exit_when_served, server, loop, listening, began_s)
-    else:
+    def leave_now() -> None:
         if getattr(server.config, "timeout_graceful_shutdown", 0) is None:
             # uvicorn would wait for endless answers for ever, accept nobody meanwhile, and have no successor.
             server.config.timeout_graceful_shutdown = max(1.0, GRACE_S - (loop.time() - began_s))
         server.should_exit = True
+
+    _announce(server)
+    stop_accepting(loop, listening, lambda: loop.call_later(SETTLE_S, when, is_served, leave_now, loop))
+
+
+def _is_served(server: Any, listening: list[Any], waited_s: float) -> bool:
+    """Whether the server may exit.  It closes a connection that was accepted and whose request is still to come."""
+    connections = list(server.server_state.connections)
+    open_count = accepted(listening)
+    if open_count is None and getattr(server.config, "is_ssl", False) and waited_s < LINGER_S / 2:
+        open_count = 1  # perhaps: uvloop does not say, and a handshake may not be done
+    is_answering = any(not getattr(getattr(each, "cycle", None), "response_complete", True) for each in connections)
+    return not (connections or open_count) or waited_s >= (GRACE_S if is_answering else LINGER_S)
 
 
 def _announce(server: Any) -> None:
