@@ -7,14 +7,10 @@ import sys
 
 from setuptools import Extension, setup
 
-FLAGS = ["-O2"]
-if sys.platform == "linux":
-    FLAGS.append("-fno-plt")  # one jump less for each call of the interpreter
-
 
 def extension(name: str, *libraries: str) -> Extension:
     path = f"memwatch/{name.replace('.', '/')}.c"
-    return Extension(f"memwatch.{name}", [path], extra_compile_args=FLAGS, libraries=list(libraries), optional=True)
+    return Extension(f"memwatch.{name}", [path], extra_compile_args=["-O2"], libraries=list(libraries), optional=True)
 
 
 extensions = [

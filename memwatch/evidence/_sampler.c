@@ -1176,30 +1176,29 @@ free_slow(const PyMemAllocatorEx *old, void *block)
     old->free(old->ctx, block);
 }
 
-/* `hook` gives ours the ctx of the one before: it is handed on as it comes, which is a load less for every allocation. */
 #define SMALL_HOOKS(name, DOMAIN)                                                                                                    \
-    static void *name##_small_malloc(void *ctx, size_t size)                                                                         \
+    static void *name##_small_malloc(void *Py_UNUSED(ctx), size_t size)                                                              \
     {                                                                                                                                \
         if (LIKELY((here.small -= (int64_t)size) >= 0)) {                                                                            \
-            return before[DOMAIN].malloc(ctx, size);                                                                                 \
+            return before[DOMAIN].malloc(before[DOMAIN].ctx, size);                                                                  \
         }                                                                                                                            \
         return small_slow(DOMAIN, &before[DOMAIN], MALLOC, NULL, 1, size);                                                           \
     }                                                                                                                                \
-    static void *name##_small_calloc(void *ctx, size_t count, size_t size)                                                           \
+    static void *name##_small_calloc(void *Py_UNUSED(ctx), size_t count, size_t size)                                                \
     {                                                                                                                                \
         if (LIKELY((here.small -= (int64_t)(count * size)) >= 0)) {                                                                  \
-            return before[DOMAIN].calloc(ctx, count, size);                                                                          \
+            return before[DOMAIN].calloc(before[DOMAIN].ctx, count, size);                                                           \
         }                                                                                                                            \
         return small_slow(DOMAIN, &before[DOMAIN], CALLOC, NULL, count, size);                                                       \
     }                                                                                                                                \
-    static void *name##_small_realloc(void *ctx, void *block, size_t size)                                                           \
+    static void *name##_small_realloc(void *Py_UNUSED(ctx), void *block, size_t size)                                                \
     {                                                                                                                                \
         if (size > small_limit && LIKELY(here.small >= 0)) {                                                                         \
-            return before[DOMAIN].realloc(ctx, block, size);                                                                         \
+            return before[DOMAIN].realloc(before[DOMAIN].ctx, block, size);                                                          \
         }                                                                                                                            \
         if (LIKELY((here.small -= (int64_t)size) >= 0)) {                                                                            \
             here.small_realloc = 1;                                                                                                  \
-            void *result = before[DOMAIN].realloc(ctx, block, size);                                                                 \
+            void *result = before[DOMAIN].realloc(before[DOMAIN].ctx, block, size);                                                  \
             here.small_realloc = 0;                                                                                                  \
             return result;                                                                                                           \
         }                                                                                                                            \

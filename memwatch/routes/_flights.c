@@ -102,11 +102,8 @@ enum { PLAIN, ASGI, WSGI };
 
 #define MOST_ROWS 4096 /* an index is 16 bits wide */
 
-#define VERBS 7
-
 struct State {
     PyTypeObject *flights, *plain, *asgi, *wsgi, *run, *entry;
-    PyObject *verbs[VERBS];
     PyObject *s_type, *s_start, *s_status, *s_root_path, *s_route, *s_path, *s_method;
     PyObject *s_request_method, *s_werkzeug, *s_url_rule, *s_rule, *s_write, *s_resident, *s_compare, *s_close, *s_empty, *s_http,
         *s_in_python, *zero;
@@ -399,24 +396,7 @@ count_all(Flights *self)
     }
 }
 
-/* Servers make a new "GET" for every request: ours instead is warm, need not be hashed, and theirs is free at once.  Takes and returns
-   an owned exact string. */
-static inline PyObject *
-usual(State *state, PyObject *verb)
-{
-    for (int place = 0; place < VERBS; place++) {
-        PyObject *ours = state->verbs[place];
-        Py_ssize_t length = PyUnicode_GET_LENGTH(ours);
-        if (verb == ours || (PyUnicode_GET_LENGTH(verb) == length && PyUnicode_IS_COMPACT_ASCII(verb) &&
-                             memcmp(PyUnicode_1BYTE_DATA(verb), PyUnicode_1BYTE_DATA(ours), (size_t)length) == 0)) {
-            Py_DECREF(verb);
-            return Py_NewRef(ours);
-        }
-    }
-    return verb;
-}
-
-HOT static void
+static inline void
 note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed)
 {
     while (UNLIKELY(self->over_count == BATCH)) { /* again, if other threads have filled it meanwhile */
@@ -428,9 +408,6 @@ note(Flights *self, PyObject *route, PyObject *verb, double took_s, int failed)
     if (verb != NULL) {
         verb = PyUnicode_CheckExact(verb) ? Py_NewRef(verb) : PyUnicode_FromObject(verb);
         lost |= verb == NULL;
-        if (!lost) {
-            verb = usual(self->state, verb);
-        }
     }
     if (UNLIKELY(lost)) {
         drop_error();
@@ -460,7 +437,7 @@ compare(Flights *self, PyObject *route, PyObject *verb, double took_s)
     }
 }
 
-HOT static void
+static inline void
 land(Flight *flight, PyObject *route, PyObject *verb, int failed)
 {
     Flights *self = flight->flights;
@@ -521,7 +498,7 @@ flight_traverse(Flight *self, visitproc visit, void *arg)
     return 0;
 }
 
-HOT static int
+static int
 flight_clear(Flight *self)
 {
     if (self->flights != NULL) {
@@ -1042,7 +1019,7 @@ flights_add(Flights *self, PyObject *arguments, PyObject *named)
     Py_RETURN_NONE;
 }
 
-HOT static Flight *
+static inline Flight *
 start(Flights *self, PyObject *const *arguments, Py_ssize_t count, PyTypeObject *type, int kind, vectorcallfunc call)
 {
     if (UNLIKELY(count != 4)) {
@@ -1110,7 +1087,7 @@ run_traverse(Run *self, visitproc visit, void *arg)
     return 0;
 }
 
-HOT static int
+static int
 run_clear(Run *self)
 {
     Py_CLEAR(self->scope);
@@ -1859,13 +1836,6 @@ module_exec(PyObject *module)
     for (size_t index = 0; index < sizeof(words) / sizeof(*words); index++) {
         *words[index].where = PyUnicode_InternFromString(words[index].text);
         if (*words[index].where == NULL) {
-            return -1;
-        }
-    }
-    static const char *verbs[VERBS] = {"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"};
-    for (int place = 0; place < VERBS; place++) {
-        state->verbs[place] = PyUnicode_InternFromString(verbs[place]);
-        if (state->verbs[place] == NULL) {
             return -1;
         }
     }
