@@ -12,7 +12,7 @@ JOBS ?= 2
 STAMP = $(VENV)/.made
 TEST_STAMP = $(VENV)/.made-test
 DEV_STAMP = $(VENV)/.made-dev
-SOURCES = pyproject.toml setup.py $(wildcard memwatch/*/*.c)
+SOURCES = pyproject.toml setup.py $(wildcard memwatch/*/*.[ch])
 # Setuptools tells whoever installs for editing to beware of folders; there is nothing here to beware of.
 PIP = PYTHONWARNINGS="ignore:Editable" $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 

@@ -25,7 +25,7 @@ def extension(name: str, *libraries: str, more: Sequence[str] = ()) -> Extension
 
 
 extensions = [
-    extension("evidence._sampler", "m", "dl", "pthread"),
+    extension("evidence._sampler", "m", "dl", "pthread", more=("_stacks.c", "_stacks.h")),
     extension("evidence._heap"),
     extension("routes._flights", "m", more=("_awaited.c", "_flights.h")),
     extension("caches._engine"),
