@@ -1,6 +1,7 @@
 """Requests under way, and those that are over but not yet in their rows: what runs once or more for every request.
 
-This is what `_flights.c` and, for what an ASGI server awaits, `_awaited.c` do in a seventh to a third of the time, for interpreters without it; both pass the same tests.
+This is what `_flights.c` and, for what an ASGI server awaits, `_awaited.c` do in a seventh to a third of the time, for
+interpreters without them; both pass the same tests.
 
 Law: nothing here raises into a request.  What the program gave (a scope, an environ) is held only while the request is under way.
 """
