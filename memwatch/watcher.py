@@ -557,7 +557,7 @@ class Watcher:
         while True:
             # Rung for an end or a fork; a bell that rang for an earlier thread wakes us early, so look at the time again.
             while (wait_s := self._due_s - self.clock.monotonic()) > 0 and generation == self._generation:
-                self._alarm.wait(min(wait_s, self._look_again_s()))
+                self._alarm.wait(min(wait_s, self._look_again_s(), self._inquiry.take_turns()))
                 if generation != self._generation:
                     break
                 if self._live is not None:

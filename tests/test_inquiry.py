@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
 import subprocess
 import sys
 import textwrap
+import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -261,6 +265,145 @@ def test_a_mean_that_was_asked_for_is_kept_whatever_is_allocated_and_a_watchers_
     assert not sites.Sampling.in_use()
 
 
+@pytest.fixture
+def busy() -> Iterator[sites.Sampling]:
+    """A sampler that has found that the program allocates much."""
+    sampling = sites.Sampling(None)
+    sampling.adapt(0.0)
+    sampling.module.set_mean(2**20)
+    yield sampling
+    sampling.stop()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.05, 0.5])
+def test_a_busy_programs_small_blocks_are_sampled_for_an_eighth_of_the_time_however_late_a_turn_comes(
+    late_s: float, busy: sites.Sampling
+) -> None:
+    chance = random.Random(4)
+    now_s, paused_s, rhythm = 10.0, 0.0, set()
+    for _ in range(4000):
+        wait_s = busy.take_turns(now_s) + late_s * chance.random()
+        if busy.module.statistics()["paused"]:
+            paused_s += wait_s
+            rhythm.add(round(wait_s, 2))
+        now_s += wait_s
+    assert paused_s / (now_s - 10.0) == pytest.approx(1 - sites.DUTY, abs=0.01)
+    assert len(rhythm) > 30  # no beat that a program could keep
+    assert busy.module.statistics()["duty"] == sites.DUTY
+
+
+def test_a_process_that_was_stopped_for_a_day_is_sampled_again_within_seconds(busy: sites.Sampling) -> None:
+    now_s = busy.take_turns(10.0) + 10.0 + 86_400.0
+    slept_s = 0.0
+    while slept_s == 0.0 or busy.module.statistics()["paused"]:
+        wait_s = busy.take_turns(now_s)
+        if busy.module.statistics()["paused"]:
+            slept_s += wait_s
+        now_s += wait_s
+    assert 0 < slept_s < 15
+
+
+def test_a_program_that_allocates_little_is_sampled_all_the_time(busy: sites.Sampling) -> None:
+    now_s = 10.0
+    for _ in range(20):
+        now_s += busy.take_turns(now_s)
+    busy.module.set_mean(sites.FINEST_BYTES)
+    assert busy.take_turns(now_s) == math.inf
+    figures = busy.module.statistics()
+    assert (figures["paused"], figures["duty"]) == (0.0, 1.0)
+
+
+def test_while_somebody_else_samples_too_or_a_mean_was_asked_for_nothing_is_left_out(busy: sites.Sampling) -> None:
+    now_s = 10.0
+    while not busy.module.statistics()["paused"]:
+        now_s += busy.take_turns(now_s)
+    asked = sites.Sampling(2**20)
+    try:
+        assert not busy.module.statistics()["paused"]
+        for _ in range(5):
+            assert busy.take_turns(now_s) == asked.take_turns(now_s) == math.inf
+            now_s += 1.0
+        assert busy.module.statistics()["duty"] == 1.0
+    finally:
+        asked.stop()
+    assert busy.take_turns(now_s) < 1.0
+
+
+def test_a_tool_that_stands_on_the_hooks_is_left_there_and_all_is_sampled(busy: sites.Sampling) -> None:
+    now_s = 10.0
+    tracemalloc.start()
+    try:
+        while busy.take_turns(now_s) < math.inf:
+            now_s += 0.2
+        figures = busy.module.statistics()
+        assert (figures["paused"], figures["duty"]) == (0.0, 1.0)
+    finally:
+        tracemalloc.stop()
+
+
+@linux_only
+def test_under_a_suspicion_and_in_a_child_that_was_forked_all_is_sampled() -> None:
+    told = run("""
+        import json, os, sys
+        from memwatch.evidence import Inquiry, Moment
+        from memwatch.model import Verdict
+        from memwatch.testing import FakeClock
+
+        clock = FakeClock()
+        inquiry = Inquiry("auto", clock=clock.monotonic)
+        inquiry.begin()
+
+        def tick(state):
+            now = clock.monotonic()
+            verdict = Verdict("heap", state, "increasing", rate=1e5, grown=1e6, kind="python-heap")
+            inquiry.observe(Moment(now, verdict, now - 300, {"rss": 1e8, "heap": 5e7, "blocks": 1e6}))
+
+        def fall_asleep():
+            inquiry.sampling.module.set_mean(2**20)
+            while not figures()["paused"]:
+                clock.advance(min(1.0, inquiry.take_turns()))
+
+        def figures():
+            return inquiry.sampling.module.statistics()
+
+        tick("stable")
+        fall_asleep()
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            inquiry.after_fork()
+            now = figures()
+            os._exit(int(now["paused"] or now["duty"] < 1))
+        forked = os.waitpid(child, 0)[1]
+        tick("growing")
+        suspected = [figures()["paused"], figures()["duty"], inquiry.take_turns()]
+        tick("stable")
+        inquiry.end()
+        print(json.dumps({"child": forked, "suspected": suspected}))
+        """)
+    assert told == {"child": 0, "suspected": [0.0, 1.0, math.inf]}
+
+
+def test_the_sampler_of_a_watched_program_that_allocates_much_takes_turns() -> None:
+    told = run("""
+        import json, time
+        import memwatch
+        from memwatch.evidence import _sampler
+
+        memwatch.start(interval="50ms")
+        paused, deadline = set(), time.monotonic() + 60
+        while len(paused) < 2 and time.monotonic() < deadline:
+            for _ in range(200):
+                json.dumps([bytes(300_000) is None, {"n": [str(n) for n in range(100)]}])
+            figures = _sampler.statistics()
+            if figures["duty"] < 1:
+                paused.add(figures["paused"])
+        memwatch.stop()
+        print(json.dumps({"seen": sorted(paused)}))
+        """)
+    assert told == {"seen": [0.0, 1.0]}
+
+
 def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_finely() -> None:
     class Counted:
         samples = 0.0
@@ -274,7 +417,7 @@ def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_
 
     sampling = sites.Sampling.__new__(sites.Sampling)
     sampling.module, sampling.mean_bytes = Counted(), sites.FIRST_BYTES
-    sampling._adapts, sampling._fine, sampling._taken = True, False, None
+    sampling._adapts, sampling._fine, sampling._taken, sampling._cycle = True, False, None, None
     sampling.adapt(0.0)
     sampling.adapt(10.0)  # nothing was allocated
     assert sampling.mean_bytes == sites.FINEST_BYTES

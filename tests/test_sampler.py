@@ -431,6 +431,94 @@ def test_a_program_that_allocates_much_at_once_is_not_held_up_by_its_samples_and
     assert sampler.statistics()["samples"] - before > 1_000  # nobody minds
 
 
+def test_sampling_small_blocks_for_an_eighth_of_the_time_leaves_the_totals_unbiased_and_sees_all_that_goes() -> None:
+    sampler.start(65536)
+    sampler.set_duty(0.125)
+    kept = []
+    for turn in range(160):
+        if turn % 8:
+            assert sampler.pause()
+        else:
+            sampler.resume()
+        kept.append(strings(3000))
+    sampler.resume()
+    truth = sum(sys.getsizeof(string) for some in kept for string in some)
+    estimate, _, samples = held("strings")["strings"]
+    lists = 160 * sys.getsizeof(kept[0])
+    spread = 6 / math.sqrt(truth / 65536)
+    assert (estimate - lists) / truth == pytest.approx(1, abs=spread + 0.05)  # 0.05: the lists, which are sampled all the time
+    assert samples > 500
+    assert sampler.pause()
+    kept.clear()
+    gc.collect()
+    assert held("strings")["strings"][2] < 0.01 * samples
+
+
+def test_a_change_of_the_part_of_the_time_that_is_sampled_leaves_the_totals_unbiased_in_every_thread() -> None:
+    kept: list[Any] = []
+    go, done = [threading.Semaphore(0) for _ in range(4)], threading.Semaphore(0)
+
+    def work(mine: threading.Semaphore) -> None:
+        for _ in range(64):
+            mine.acquire()
+            kept.append(strings(1000))
+            done.release()
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in go]
+    sampler.start(16384)
+    for thread in threads:
+        thread.start()
+    for turn in range(64):
+        duty = (1.0, 0.125)[turn // 8 % 2]  # eight rounds of the one, eight of the other, of which one is sampled
+        if turn % 8 == 0:
+            sampler.set_duty(duty)
+        if duty < 1 and turn % 8 != 4:
+            assert sampler.pause()
+        else:
+            sampler.resume()
+        for mine in go:
+            mine.release()
+        for _ in go:
+            done.acquire()
+    for thread in threads:
+        thread.join()
+    sampler.resume()
+    truth = sum(sys.getsizeof(string) for some in kept for string in some)
+    estimate = held("strings")["strings"][0] - sum(map(sys.getsizeof, kept))
+    assert estimate / truth == pytest.approx(1, abs=6 / math.sqrt(truth / 16384) + 0.05)
+
+
+def test_large_blocks_are_sampled_all_the_time() -> None:
+    sampler.start(1024)
+    sampler.set_duty(0.125)
+    assert sampler.pause()
+    kept = [blobs(200), strings(20_000)]
+    assert blobs_seen() == 200
+    assert held("strings")["strings"][2] <= 1  # the list
+    del kept
+
+
+@pytest.mark.parametrize("part", [0, 0.001, -1, 1.01, math.inf, math.nan])
+def test_a_part_of_the_time_that_cannot_be_is_refused(part: float) -> None:
+    with pytest.raises(ValueError, match=r"duty must be from 0\.01 to 1, not"):
+        sampler.set_duty(part)
+
+
+def test_whoever_starts_the_sampler_gets_one_that_samples_all_the_time() -> None:
+    sampler.start(1024)
+    sampler.set_duty(0.125)
+    assert sampler.pause()
+    sampler.start(1024)
+    kept = strings(20_000)
+    truth = sum(map(sys.getsizeof, kept)) + sys.getsizeof(kept)
+    assert held("strings")["strings"][0] == pytest.approx(truth, rel=0.1)
+    assert sampler.pause()
+    sampler.stop()
+    assert not sampler.pause()
+    sampler.resume()
+    assert sampler.statistics()["mode"] == 0
+
+
 def test_a_governor_ends_with_the_sampler() -> None:
     sampler.start(1024)
     sampler.govern(100.0, 2**20)
@@ -646,9 +734,10 @@ def test_native_memory_is_charged_to_the_python_line_that_takes_it(python: Any) 
     assert done.returncode == 0, done.stderr
 
 
-ORDERS = ["T+ S+ T- S-", "T+ S+ S- T-", "S+ T+ T- S-", "S+ T+ S- T-", "T+ T- S+ S-", "S+ S- T+ T-", "T+ S+ T- T+ S- T- S+ S-"]
+PAUSED = ["S+ P+ T+ P- T- S-", "S+ P+ T+ T- P- S-", "S+ T+ P+ T- P+ P- S-", "T+ S+ P+ T- P- S-", "S+ P+ T+ S- T-", "S+ P+ S- S+ S-"]
+ORDERS = ["T+ S+ T- S-", "T+ S+ S- T-", "S+ T+ T- S-", "S+ T+ S- T-", "T+ T- S+ S-", "S+ S- T+ T-", "T+ S+ T- T+ S- T- S+ S-", *PAUSED]
 BESIDE = """
-import gc, sys
+import gc, sys, time
 import memwatch.evidence._sampler as sampler
 {tool}
 def leak(count):
@@ -660,27 +749,36 @@ def blocks():
     assert count >= 0, count
     return count
 switch_on(); switch_off()  # what the tool imports and keeps
-sampled = traced = False
+sampled = traced = paused = False
 started = blocks()
 kept = []
 for step in sys.argv[1].split():
     who, what = step
     if who == "S":
         sampler.start(1024) if what == "+" else sampler.stop()
-        sampled = what == "+"
+        sampled, paused = what == "+", False
+    elif who == "P" and what == "+":
+        paused = sampler.pause()
+        assert not (paused and traced and "T" in sys.argv[1].partition("S+")[2].partition(step)[0]), "a tool stands on the hooks"
+    elif who == "P":
+        sampler.resume()
+        paused = False
     else:
         switch_on() if what == "+" else switch_off()
         traced = what == "+"
     lost = not sampler.maintain()
     print(step, "reinstalled" if lost else "well")
     assert sampler.maintain()
-    before = blocks()
+    before, born = blocks(), time.monotonic()
     kept.append(leak(5_000))
     grown = blocks() - before
     assert grown == 0 or 5_000 <= grown < 5_300, grown
     if traced and traced_bytes() is not None:
         assert traced_bytes() > 1_200_000, traced_bytes()
-    if sampled:
+    if paused:
+        assert sampler.statistics()["paused"]
+        assert not any(230 <= size < 290 and leaks(key) for _, size, _, key, _ in sampler.blocks(born))
+    elif sampled:
         # By size: what a tracer allocates for itself, in the same lines, is memory too.
         found = sum(weight / size for _, size, weight, key, _ in sampler.blocks() if 230 <= size < 290 and leaks(key))
         # at least what this step kept, and at most all of it
@@ -716,7 +814,7 @@ def test_tracemalloc_and_the_sampler_work_beside_each_other_in_any_order(order: 
     done = python(BESIDE.format(tool=TRACEMALLOC), order, env={**os.environ, "PYTHONMALLOC": allocator})
     assert done.stderr == ""
     # Stopping a tracer that was there first takes our hooks out of the chain; maintain() says so.
-    expected = {"T+ S+ T- S-": [2], "T+ S+ T- T+ S- T- S+ S-": [2]}.get(order, [])
+    expected = {"T+ S+ T- S-": [2], "T+ S+ T- T+ S- T- S+ S-": [2], "T+ S+ P+ T- P- S-": [3]}.get(order, [])
     assert [place for place, line in enumerate(done.stdout.splitlines()) if line.endswith("reinstalled")] == expected
 
 
@@ -887,5 +985,9 @@ def test_when_all_have_stopped_the_interpreters_own_allocators_are_back(order: s
             case "T-":
                 tracemalloc.stop()
                 sampler.maintain()
+            case "P+":
+                sampler.pause()
+            case "P-":
+                sampler.resume()
         assert step != "S+" or allocators() != before
     assert allocators() == before

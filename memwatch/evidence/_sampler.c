@@ -14,6 +14,10 @@
    than RAW itself, keeps the books of sys.getallocatedblocks().  Blocks that pymalloc would not serve are sampled in RAW, once.
    Where OBJ and MEM do not lead to RAW (PYTHONMALLOC=malloc, mimalloc) their free is hooked too: "full" mode.
 
+   How it stays cheaper still.  As no hook is needed to see a small block go, those of OBJ and MEM may be off for most of the time
+   (pause, resume): a part d of the time is sampled, with points d R bytes apart, and each sample stands for as much as one that was
+   thrown with R all the time.  What is allocated steadily is estimated as well as without pauses; RAW is sampled all the time.
+
    Sources: CPython Objects/obmalloc.c, Modules/_tracemalloc.c; ddtrace _memalloc (its crashes are why a hook here does so little). */
 
 #include "_stacks.h"
@@ -64,6 +68,7 @@
 #define NATIVE_LONGEST_S 5e-3 /* one reading; where it takes longer, as in a much fragmented heap, watching ends */
 #define NATIVE_KEPT 4096.0 /* a stack without live samples survives compaction if at least so many native bytes are charged to it */
 #define ORPHAN_LOOKS 8
+#define DUTY_LEAST 0.01
 #define TRAP (INT64_MIN / 2) /* a countdown that sends the next allocation of any size into the slow path */
 
 enum { RAW, MEM, OBJ, DOMAINS };
@@ -77,6 +82,7 @@ struct local {
     int64_t small; /* bytes of OBJ and MEM until the next point */
     int64_t large; /* bytes of RAW (in full mode: of all) until the next point */
     double small_mean, large_mean; /* the means these two were drawn with */
+    double small_duty; /* and the part of the time that is sampled, for the smaller */
     uint64_t seed; /* of xorshift64*; 0: not drawn yet */
     int64_t large_kept; /* `large`, while it is a trap */
     void *captured; /* what RAW gave out for the sampled small block that is being asked for */
@@ -88,6 +94,7 @@ struct local {
     uint8_t busy; /* this thread holds the lock */
     uint8_t orphan_looks; /* allocations still to be looked at for the stack of `orphan` */
     void *orphan; /* a sampled block that was asked for where no Python frame stood */
+    uint32_t orphan_pauses; /* of `pauses`, when that was */
     int64_t small_kept; /* `small`, while it is a trap */
 };
 THREAD_LOCAL struct local here;
@@ -118,6 +125,9 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 /* Guarded by the mutex, but for single words read where being a moment late does not matter. */
 static bool active;
 static double mean_bytes = 65536.0;
+static double duty = 1.0; /* part of the time in which small blocks are sampled */
+static uint32_t pauses; /* how many there were */
+static bool paused; /* the hooks of OBJ and MEM are off; written with the GIL too */
 
 /* The governor: a sample costs some 10 µs, and several times that between requests that have had the caches to themselves.  What a
    program allocates may rise a thousandfold within a millisecond, and whoever sets the mean looks every few seconds. */
@@ -197,23 +207,68 @@ read_mean(void)
     return mean;
 }
 
-/* A countdown has run below zero in a block of n bytes: whether a point fell into it, and the mean it was thrown with. */
+static double
+read_duty(void)
+{
+    double part;
+    __atomic_load(&duty, &part, __ATOMIC_RELAXED);
+    return part;
+}
+
+/* Throw the next point.  Without memory: it is as far from here as from anywhere. */
+static void
+draw_small(void)
+{
+    here.small_mean = read_mean();
+    here.small_duty = read_duty();
+    here.small = gap(here.small_mean * here.small_duty);
+}
+
+static void
+draw_large(void)
+{
+    here.large_mean = read_mean();
+    here.large = gap(here.large_mean);
+}
+
+static void
+draw(void)
+{
+    draw_small();
+    draw_large();
+}
+
+/* The countdown of small blocks has run below zero in one of n bytes: whether a point fell into it, and the mean it stands for. */
 static bool
-point_fell(int64_t *countdown, double *drawn_with, size_t n, double *mean)
+small_point_fell(size_t n, double *mean)
 {
     if (here.seed == 0) {
         seed_thread();
-        here.small_mean = here.large_mean = read_mean();
-        here.small = gap(here.small_mean);
-        here.large = gap(here.large_mean);
-        *countdown -= (int64_t)n;
-        if (*countdown >= 0) {
+        draw();
+        here.small -= (int64_t)n;
+        if (here.small >= 0) {
             return false;
         }
     }
-    *mean = *drawn_with;
-    *drawn_with = read_mean();
-    *countdown = gap(*drawn_with); /* without memory: the next point is as far from here as from anywhere */
+    *mean = here.small_mean * here.small_duty / read_duty(); /* thrown for one part of the time, met in another */
+    draw_small();
+    return true;
+}
+
+/* Likewise of all others. */
+static bool
+large_point_fell(size_t n, double *mean)
+{
+    if (here.seed == 0) {
+        seed_thread();
+        draw();
+        here.large -= (int64_t)n;
+        if (here.large >= 0) {
+            return false;
+        }
+    }
+    *mean = here.large_mean;
+    draw_large();
     return true;
 }
 
@@ -260,9 +315,7 @@ after_fork_in_child(void)
     store(native.reading, false);
     if (here.seed != 0) {
         seed_thread(); /* or all workers of one master would take the same samples */
-        here.small_mean = here.large_mean = mean_bytes;
-        here.small = gap(mean_bytes);
-        here.large = gap(mean_bytes);
+        draw();
     }
 }
 
@@ -515,7 +568,8 @@ track(void *address, size_t size, double mean)
         taken++;
         if (most_per_s > 0 && ++in_window >= WINDOW) {
             double coarser = mean_bytes * 2 < coarsest_bytes ? mean_bytes * 2 : coarsest_bytes;
-            if ((slot.born_s - window_s) * most_per_s < WINDOW && coarser > mean_bytes) {
+            double most = paused ? most_per_s : most_per_s / duty; /* nearly all small blocks' samples come between pauses */
+            if ((slot.born_s - window_s) * most < WINDOW && coarser > mean_bytes) {
                 __atomic_store(&mean_bytes, &coarser, __ATOMIC_RELAXED);
             }
             window_s = slot.born_s;
@@ -579,6 +633,7 @@ adopt_later(void *block)
         }
         here.orphan = block;
         here.orphan_looks = ORPHAN_LOOKS;
+        here.orphan_pauses = load(pauses);
     }
 }
 
@@ -596,8 +651,8 @@ adopt(size_t n)
             while (slots[at].address != 0 && slots[at].address != (uintptr_t)here.orphan) {
                 at = (at + 1) & (slot_count - 1);
             }
-            if (slots[at].address == 0) {
-                here.orphan_looks = 0; /* freed meanwhile */
+            if (slots[at].address == 0 || here.orphan_pauses != pauses) {
+                here.orphan_looks = 0; /* freed meanwhile, or long ago */
             }
             else {
                 uint32_t stack = this_stack();
@@ -666,7 +721,7 @@ block_slow(int domain, const PyMemAllocatorEx *old, int kind, void *block, size_
         here.large = here.large_kept;
     }
     else if (here.large < 0) {
-        sampled = point_fell(&here.large, &here.large_mean, kind == CALLOC ? count * size : size, &mean);
+        sampled = large_point_fell(kind == CALLOC ? count * size : size, &mean);
     }
     struct slot slot;
     bool was = kind == REALLOC && block != NULL && maybe_sampled(block) && untrack(block, &slot);
@@ -706,13 +761,14 @@ small_slow(int domain, const PyMemAllocatorEx *old, int kind, void *block, size_
             return ask(old, kind, block, count, size);
         }
         if (here.orphan_looks) { /* a point falls into this very block: void, as if it had not been thrown */
-            here.small_mean = read_mean();
-            here.small_kept = gap(here.small_mean);
+            draw_small();
+            here.small_kept = here.small;
+            here.small = TRAP;
             return ask(old, kind, block, count, size);
         }
     }
     /* A point in a block above the limit is void: the block is RAW's to count. */
-    if (!point_fell(&here.small, &here.small_mean, n, &mean) || n > small_limit || here.asking || here.busy || !load(active)) {
+    if (!small_point_fell(n, &mean) || n > small_limit || here.asking || here.busy || !load(active)) {
         here.small_realloc = kind == REALLOC && n <= small_limit;
         void *result = ask(old, kind, block, count, size);
         here.small_realloc = 0;
@@ -838,7 +894,7 @@ arena_alloc(void *Py_UNUSED(ctx), size_t size)
     }
     else if ((here.large -= (int64_t)size) < 0 && !here.capture) {
         double mean;
-        if (point_fell(&here.large, &here.large_mean, size, &mean)) {
+        if (large_point_fell(size, &mean)) {
             track(block, size, mean);
             if (mode == MODE_PYMALLOC) {
                 adopt_later(block);
@@ -996,6 +1052,70 @@ unhook(int domain)
     }
 }
 
+/* Under the lock: the governor's window begins anew, as what comes in a second is another now. */
+static void
+set_paused(bool now)
+{
+    store(paused, now);
+    pauses += now;
+    window_s = now_s();
+    in_window = 0;
+}
+
+/* Take the hooks of OBJ and MEM off, if they can be put back as they were: over pymalloc, with no other tool above them. */
+static bool
+pause_small(void)
+{
+    PyMemAllocatorEx mem, obj;
+    if (paused || !active || mode != MODE_PYMALLOC) {
+        return paused;
+    }
+    PyMem_GetAllocator(PYMEM_DOMAIN_MEM, &mem);
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &obj);
+    if (!is_ours(MEM, &mem) || !is_ours(OBJ, &obj)) {
+        return false;
+    }
+    unhook(OBJ);
+    unhook(MEM);
+    lock();
+    set_paused(true);
+    unlock();
+    return true;
+}
+
+/* Whether what stands in a chain is what we left there. */
+static bool
+is_as_left(int domain)
+{
+    PyMemAllocatorEx top;
+    PyMem_GetAllocator(domain_names[domain], &top);
+    return is_ours(domain, &top) || memcmp(&top, &before[domain], sizeof(top)) == 0;
+}
+
+/* Whether OBJ and MEM still hand on what pymalloc would not serve: under tools that wrap them they do. */
+static bool
+lead_to_raw(void)
+{
+    return (probe(MEM, PYMALLOC_LIMIT_MOST) & probe(OBJ, PYMALLOC_LIMIT_MOST) & 1u << RAW) != 0;
+}
+
+/* Put them back, on whatever has come or gone meanwhile.  Where there is something else than pymalloc now, join_chains() finds out. */
+static void
+resume_small(void)
+{
+    if (!paused) {
+        return;
+    }
+    lock();
+    set_paused(false);
+    unlock();
+    for (int domain = MEM; domain <= OBJ; domain++) {
+        if (is_as_left(domain) || (lead_to_raw() && !is_hooked(domain))) {
+            hook(domain);
+        }
+    }
+}
+
 /* Called again while inactive: a tool that stood on us may have gone since, leaving us on top. */
 static void
 unhook_all(void)
@@ -1053,9 +1173,10 @@ choose_mode(void)
     return true;
 }
 
-/* Put every hook that is not in its chain (any more) on top of it; how many, or -1 with an exception. */
+/* Put every hook that is not in its chain (any more) on top of it; how many, or -1 with an exception.  *lost: whether blocks may have
+   gone unseen meanwhile.  Small ones over pymalloc go through RAW, so that without the hooks of OBJ and MEM only new ones were missed. */
 static int
-join_chains(void)
+join_chains(bool *lost)
 {
     static const char *const full = "other tools have replaced the memory allocators too often for the sampler to follow.";
     int joined = 0;
@@ -1067,7 +1188,9 @@ join_chains(void)
         }
         joined++;
     }
-    if (!known || (!obj && !mem)) {
+    bool same = raw && mode == MODE_PYMALLOC && (obj || mem || lead_to_raw());
+    *lost = !same;
+    if (!known || (!obj && !mem && !same)) {
         if (!choose_mode()) {
             unhook(RAW);
             mode = MODE_NONE;
@@ -1090,8 +1213,10 @@ join_chains(void)
         ours.free = arena_free;
         PyObject_SetArenaAllocator(&ours);
         arena_hooked = true;
+        *lost = true;
         joined++;
     }
+    *lost &= joined > 0;
     return joined;
 }
 
@@ -1163,7 +1288,7 @@ sampler_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
     static char *names[] = {"mean_bytes", "depth", NULL};
     Py_ssize_t bytes = 65536;
     int depth = 48;
-    double mean;
+    double mean, always = 1.0;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|ni:start", names, &bytes, &depth) || !mean_from(bytes, &mean)) {
         return NULL;
     }
@@ -1186,7 +1311,8 @@ sampler_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
             PyErr_SetString(PyExc_RuntimeError, "there is no memory for the sampler's tables.");
             return NULL;
         }
-        if (join_chains() < 0) {
+        bool lost;
+        if (join_chains(&lost) < 0) {
             unmap(fresh, sizeof(struct book));
             return NULL;
         }
@@ -1198,14 +1324,14 @@ sampler_start(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
         store(active, true);
         unlock();
     }
+    resume_small();
     lock();
     __atomic_store(&mean_bytes, &mean, __ATOMIC_RELAXED);
+    __atomic_store(&duty, &always, __ATOMIC_RELAXED);
     stack_depth = (unsigned)depth;
     unlock();
     if (here.seed != 0) { /* this thread at once; the others when the gap they have begun ends */
-        here.small_mean = here.large_mean = mean;
-        here.small = gap(mean);
-        here.large = gap(mean);
+        draw();
     }
     Py_RETURN_NONE;
 }
@@ -1221,6 +1347,7 @@ sampler_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         forget_samples();
         unmap(book, sizeof(struct book));
         book = NULL;
+        set_paused(false);
         unlock();
     }
     unhook_all();
@@ -1245,9 +1372,7 @@ sampler_set_mean(PyObject *Py_UNUSED(module), PyObject *argument)
     __atomic_store(&mean_bytes, &mean, __ATOMIC_RELAXED);
     unlock();
     if (here.seed != 0) {
-        here.small_mean = here.large_mean = mean;
-        here.small = gap(mean);
-        here.large = gap(mean);
+        draw();
     }
     Py_RETURN_NONE;
 }
@@ -1267,6 +1392,38 @@ sampler_govern(PyObject *Py_UNUSED(module), PyObject *args)
     window_s = now_s();
     in_window = 0;
     unlock();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+sampler_set_duty(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    double part = PyFloat_AsDouble(argument);
+    if (part == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (!(part >= DUTY_LEAST && part <= 1.0)) {
+        return PyErr_Format(PyExc_ValueError, "duty must be from 0.01 to 1, not %R", argument);
+    }
+    lock();
+    __atomic_store(&duty, &part, __ATOMIC_RELAXED);
+    unlock();
+    if (here.seed != 0 && !here.orphan_looks) { /* this thread at once; the others when the gap they have begun ends */
+        draw_small();
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+sampler_pause(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(pause_small());
+}
+
+static PyObject *
+sampler_resume(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    resume_small();
     Py_RETURN_NONE;
 }
 
@@ -1473,15 +1630,21 @@ sampler_maintain(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         unhook_all();
     }
     else if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
-        int joined = join_chains();
+        bool was_paused = paused;
+        resume_small();
+        bool lost = true;
+        int joined = join_chains(&lost);
         if (joined < 0) {
             PyErr_Clear(); /* nothing can be said about what lives any more */
-            joined = 1;
+            lost = true;
         }
-        well = joined == 0;
+        if (was_paused) {
+            pause_small();
+        }
+        well = !lost;
         lock();
-        if (!well) {
-            reinstalled++;
+        reinstalled += joined != 0;
+        if (lost) {
             forget_samples();
         }
         double started_s = now_s();
@@ -1580,6 +1743,8 @@ sampler_statistics(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
         double value;
     } figures[] = {
         {"mean_bytes", mean_bytes},
+        {"duty", duty},
+        {"paused", paused},
         {"most_per_s", most_per_s},
         {"coarsest_bytes", coarsest_bytes},
         {"depth", stack_depth},
@@ -1670,6 +1835,10 @@ static PyMethodDef methods[] = {
     {"set_mean", sampler_set_mean, METH_O, "set_mean(mean_bytes, /)\n--\n\nChange the mean; samples already taken keep theirs."},
     {"govern", sampler_govern, METH_VARARGS,
      "govern(most_per_s, coarsest_bytes=0, /)\n--\n\nDouble the mean, up to the coarsest, whenever samples come faster; 0: never."},
+    {"set_duty", sampler_set_duty, METH_O,
+     "set_duty(duty, /)\n--\n\nSmall blocks are sampled in this part of the time only, as whoever sets it sees to with pause and resume."},
+    {"pause", sampler_pause, METH_NOARGS, "pause()\n--\n\nSample no small blocks until resume(); False if that is not possible now."},
+    {"resume", sampler_resume, METH_NOARGS, "resume()\n--\n\nSample small blocks again."},
     {"live", WITH_KEYWORDS(sampler_live),
      "live(born_after_s=-inf)\n--\n\nPer stack: (key, bytes, count, samples, oldest_s, newest_s) of what is alive."},
     {"stack", sampler_stack, METH_O, "stack(key, /)\n--\n\nThe frames of a key, innermost first, or None."},

@@ -141,6 +141,8 @@ class Inquiry:
         self._next_census_s = -math.inf
         self._demanded = False
         self._around = None
+        if self.sampling is not None:
+            self.sampling.stay_awake()  # until a thread of this process takes turns
 
     @property
     def looking(self) -> bool:
@@ -206,11 +208,18 @@ class Inquiry:
             self._around.kill()
             self._around = None
         if self._suspicion is None:
+            if self.sampling is not None:
+                self.sampling.stay_awake()
             self._suspicion = Suspicion(self, moment)
         conclusion = self._suspicion.observe(moment, demanded=self._demanded)
         if conclusion is not None:
             self._demanded = False
         return conclusion
+
+    def take_turns(self) -> float:
+        """Between ticks, without a suspicion: let a sampler that need not look all the time rest; seconds until the next turn."""
+        sampling = self.sampling
+        return math.inf if sampling is None or self._suspicion is not None else sampling.take_turns(self.clock())
 
     def poll(self) -> bool:
         """Read what a child has told by now; True when it has ended, and the next tick can conclude."""

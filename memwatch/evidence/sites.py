@@ -41,6 +41,13 @@ MOST_SAMPLES_PER_S = 300.0
 MOST_FINE_SAMPLES_PER_S = 1000.0
 """While something is looked into."""
 ADAPT_AFTER_S = 0.1
+DUTY = 0.125
+"""Part of the time in which small blocks are sampled, where a program allocates so much that the hooks themselves count ..."""
+DUTY_FROM_BYTES = 512 * 1024
+"""... which is so from this mean on: some 50 MB a second."""
+AWAKE_S = 0.1
+"""How long they are sampled at a time: what is allocated at once, in a burst of a second or two, is not missed."""
+OWED_MOST_S = 10 * AWAKE_S / DUTY
 SOON = 0.3
 """A baseline may miss this part of the growth."""
 
@@ -92,6 +99,7 @@ class Sampling:
         """In force now."""
         self._taken: tuple[float, float] | None = None
         self._fine = False
+        self._cycle: _Cycle | None = None
         self.module: Any = importlib.import_module("memwatch.evidence._sampler")
         self.module.start(self.mean_bytes)
         self._govern()
@@ -101,6 +109,7 @@ class Sampling:
         """Sample with another mean for a while; None: as before."""
         self._fine = mean_bytes is not None
         self._taken = None
+        self.stay_awake()
         self.module.set_mean(mean_bytes or self.mean_bytes)
         self._govern()
 
@@ -131,6 +140,39 @@ class Sampling:
                 self.module.set_mean(mean)
         self._taken = now_s, taken
 
+    def take_turns(self, now_s: float) -> float:
+        """Sample small blocks for a part of the time only, where that is worth it; to be called again when the time returned is over.
+
+        Cost: some 10 µs, about twice a second.
+
+        Returns:
+            Seconds until the next turn; infinity if there will be none before the mean has changed.
+        """
+        alone = self._adapts and not self._fine and self._taken is not None and Sampling._users == 1
+        if not alone or self.module.statistics()["mean_bytes"] < DUTY_FROM_BYTES:  # in force now: the governor is quick to raise it
+            self.stay_awake()
+            return math.inf
+        if self._cycle is None:
+            self._cycle = _Cycle(now_s)
+            self.module.set_duty(DUTY)
+        wait_s = self._cycle.until_s - now_s
+        if wait_s <= 0:
+            asleep = not self._cycle.asleep and bool(self.module.pause())
+            if not asleep and not self._cycle.asleep:  # another tool's hooks stand on ours
+                self.stay_awake()
+                return math.inf
+            if not asleep:
+                self.module.resume()
+            wait_s = self._cycle.turn(now_s, asleep)
+        return wait_s
+
+    def stay_awake(self) -> None:
+        """Sample small blocks all the time, from now on."""
+        if self._cycle is not None:
+            self._cycle = None
+            self.module.resume()
+            self.module.set_duty(1.0)
+
     def live(self, born_after_s: float = -math.inf) -> dict[int, Live]:
         return {row[0]: Live(row[1], row[2], row[3]) for row in self.module.live(born_after_s)}
 
@@ -160,6 +202,30 @@ class Sampling:
         Sampling._users -= 1
         if Sampling._users == 0:
             self.module.stop()
+
+
+class _Cycle:
+    """When to sample small blocks and when not, so that it is `DUTY` of the time whatever each turn is late by."""
+
+    def __init__(self, now_s: float) -> None:
+        self.asleep = False
+        self.until_s = now_s + AWAKE_S
+        self._since_s = now_s
+        self._owed_s = 0.0
+        """Sleep that is due for the time awake."""
+        self._jitter = 0.5
+
+    def turn(self, now_s: float, asleep: bool) -> float:
+        """It has changed; returns how long this lasts."""
+        passed_s = now_s - self._since_s
+        owed_s = self._owed_s + (passed_s * (1 / DUTY - 1) if asleep else -passed_s)
+        self._owed_s = min(OWED_MOST_S, max(-OWED_MOST_S, owed_s))  # a stopped process, a suspended machine: nothing was allocated
+        self.asleep, self._since_s = asleep, now_s
+        # Not the same time each round, as a program may have a rhythm of its own: multiples of the golden ratio spread evenly.
+        self._jitter = (self._jitter + 0.6180339887) % 1.0
+        lasts_s = max(0.0, self._owed_s) * (0.5 + self._jitter) if asleep else AWAKE_S
+        self.until_s = now_s + lasts_s
+        return lasts_s
 
 
 class Tracing:
