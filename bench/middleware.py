@@ -184,7 +184,7 @@ def started(kind: str, options: argparse.Namespace, turn: int, folder: Path) -> 
 
 def measured(pair: list[Service], options: argparse.Namespace, turn: int) -> Round:
     for service in pair:
-        service.stretch(0.2)
+        service.stretch(1.0)  # the sampler has taken note of the load
         service.requests, service.used_s = 0, 0.0
     rates: tuple[list[float], list[float]] = ([], [])
     # A B B A, or B A A B: whatever drifts in a line cancels out.

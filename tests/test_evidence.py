@@ -582,7 +582,7 @@ def test_with_evidence_switched_off_nothing_is_taken(tmp_path: Path) -> None:
 
 def test_where_no_child_may_be_forked_the_types_of_a_small_heap_are_counted_in_the_process_and_that_is_said() -> None:
     found = examined(
-        "from memwatch.evidence import child, inquiry\ninquiry.refusal = lambda *_: 'no child today'\n"
+        "from memwatch.evidence import child, suspicion\nsuspicion.refusal = lambda *_: 'no child today'\n"
         "class Session: pass\n_STORE = []\ndef grow():\n    for i in range(300): _STORE.append(Session())\n"
     )
     types = found["evidence"]["types"]
@@ -593,7 +593,7 @@ def test_where_no_child_may_be_forked_the_types_of_a_small_heap_are_counted_in_t
 
 def test_where_no_child_may_be_forked_a_large_heap_is_left_alone_and_that_is_said() -> None:
     found = examined(
-        "from memwatch.evidence import child, inquiry\ninquiry.refusal = lambda *_: 'no child today'\n"
+        "from memwatch.evidence import child, suspicion\nsuspicion.refusal = lambda *_: 'no child today'\n"
         "class Session: pass\n_STORE = []\ndef grow():\n    for i in range(110000): _STORE.append(Session())\n"
     )
     assert "would be a pause" in found["evidence"]["types"]["note"]

@@ -17,7 +17,8 @@ import pytest
 
 from memwatch.evidence import sites, survivors
 from memwatch.evidence.inquiry import CENSUS_DUTY, Inquiry
-from memwatch.evidence.told import Moment, Paths, measured
+from memwatch.evidence.looked_at import Moment
+from memwatch.evidence.told import Paths, measured
 from memwatch.model import Verdict
 from memwatch.testing import FakeClock
 

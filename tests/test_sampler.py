@@ -488,6 +488,44 @@ def test_a_change_of_the_part_of_the_time_that_is_sampled_leaves_the_totals_unbi
     assert estimate / truth == pytest.approx(1, abs=6 / math.sqrt(truth / 16384) + 0.05)
 
 
+def test_a_point_that_was_thrown_for_one_part_of_the_time_and_met_in_another_stands_for_what_it_should() -> None:
+    kept: list[Any] = []
+    ready, go = threading.Barrier(41), threading.Event()
+
+    def work() -> None:
+        kept.append(strings(1))  # this thread's first points are thrown
+        ready.wait()
+        go.wait()
+        kept.append(strings(700))
+
+    threads = [threading.Thread(target=work) for _ in range(40)]
+    sampler.start(2**20)
+    sampler.set_duty(0.01)
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    sampler.set_duty(1.0)
+    go.set()
+    for thread in threads:
+        thread.join()
+    truth = sum(sys.getsizeof(string) for some in kept for string in some)
+    assert held("strings")["strings"][0] < truth + 6 * math.sqrt(truth * 2**20)  # 40 MiB, if each stood for a megabyte
+
+
+def test_the_governor_allows_for_small_blocks_being_sampled_for_a_part_of_the_time_only() -> None:
+    sampler.start(1024)
+    sampler.govern(100.0, 2**20)
+    sampler.set_duty(0.125)
+    kept = []
+    for _ in range(100):
+        kept.append(blobs(1))  # sampled for sure
+        time.sleep(0.003)  # 333 a second at most, which is 42 on the whole
+    assert sampler.statistics()["mean_bytes"] == 1024
+    assert sampler.pause()
+    kept.append(blobs(300))
+    assert sampler.statistics()["mean_bytes"] > 1024
+
+
 def test_large_blocks_are_sampled_all_the_time() -> None:
     sampler.start(1024)
     sampler.set_duty(0.125)
@@ -735,7 +773,16 @@ def test_native_memory_is_charged_to_the_python_line_that_takes_it(python: Any) 
 
 
 PAUSED = ["S+ P+ T+ P- T- S-", "S+ P+ T+ T- P- S-", "S+ T+ P+ T- P+ P- S-", "T+ S+ P+ T- P- S-", "S+ P+ T+ S- T-", "S+ P+ S- S+ S-"]
-ORDERS = ["T+ S+ T- S-", "T+ S+ S- T-", "S+ T+ T- S-", "S+ T+ S- T-", "T+ T- S+ S-", "S+ S- T+ T-", "T+ S+ T- T+ S- T- S+ S-", *PAUSED]
+ORDERS = [
+    "T+ S+ T- S-",
+    "T+ S+ S- T-",
+    "S+ T+ T- S-",
+    "S+ T+ S- T-",
+    "T+ T- S+ S-",
+    "S+ S- T+ T-",
+    "T+ S+ T- T+ S- T- S+ S-",
+    *PAUSED,
+]
 BESIDE = """
 import gc, sys, time
 import memwatch.evidence._sampler as sampler

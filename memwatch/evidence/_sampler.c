@@ -1099,7 +1099,7 @@ lead_to_raw(void)
     return (probe(MEM, PYMALLOC_LIMIT_MOST) & probe(OBJ, PYMALLOC_LIMIT_MOST) & 1u << RAW) != 0;
 }
 
-/* Put them back, on whatever has come or gone meanwhile.  Where there is something else than pymalloc now, join_chains() finds out. */
+/* Put them back.  Where another tool has come or gone meanwhile, join_chains() does that. */
 static void
 resume_small(void)
 {
@@ -1110,7 +1110,7 @@ resume_small(void)
     set_paused(false);
     unlock();
     for (int domain = MEM; domain <= OBJ; domain++) {
-        if (is_as_left(domain) || (lead_to_raw() && !is_hooked(domain))) {
+        if (is_as_left(domain)) {
             hook(domain);
         }
     }

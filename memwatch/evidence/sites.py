@@ -43,8 +43,8 @@ MOST_FINE_SAMPLES_PER_S = 1000.0
 ADAPT_AFTER_S = 0.1
 DUTY = 0.125
 """Part of the time in which small blocks are sampled, where a program allocates so much that the hooks themselves count ..."""
-DUTY_FROM_BYTES = 512 * 1024
-"""... which is so from this mean on: some 50 MB a second."""
+DUTY_FROM_BYTES = 2**20
+"""... which is so from this mean on: some 100 MB a second."""
 AWAKE_S = 0.1
 """How long they are sampled at a time: what is allocated at once, in a burst of a second or two, is not missed."""
 OWED_MOST_S = 10 * AWAKE_S / DUTY
@@ -141,12 +141,12 @@ class Sampling:
         self._taken = now_s, taken
 
     def take_turns(self, now_s: float) -> float:
-        """Sample small blocks for a part of the time only, where that is worth it; to be called again when the time returned is over.
+        """Sample small blocks for a part of the time only, where that is worth it.
 
         Cost: some 10 µs, about twice a second.
 
         Returns:
-            Seconds until the next turn; infinity if there will be none before the mean has changed.
+            Seconds until it is to be called again; infinity if nothing changes before the mean does.
         """
         alone = self._adapts and not self._fine and self._taken is not None and Sampling._users == 1
         if not alone or self.module.statistics()["mean_bytes"] < DUTY_FROM_BYTES:  # in force now: the governor is quick to raise it

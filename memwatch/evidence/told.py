@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from memwatch.evidence import census, names
-from memwatch.model import Evidence, Suspect, Verdict
+from memwatch.evidence.looked_at import Bounded, Moment
+from memwatch.model import Evidence, Suspect
 from memwatch.units import format_duration, format_size
 
 TOP = 8
@@ -39,27 +40,6 @@ KINDS_OF = {
     "tasks": ("_asyncio.Task", "asyncio.tasks.Task"),
 }
 """Python's objects for each kind of resource, by the name of a class that theirs derive from."""
-
-
-class Bounded(NamedTuple):
-    """Why growth is not a leak."""
-
-    reason: str
-    room: float | None
-    """Units of the channel that it may still grow by."""
-    channel: str | None
-
-
-class Moment(NamedTuple):
-    """What the watcher knows at a tick."""
-
-    now_s: float
-    """Monotonic seconds."""
-    verdict: Verdict
-    since_s: float | None
-    """When the growth judged began, monotonic."""
-    readings: Mapping[str, float]
-    """Every channel as it was last read."""
 
 
 def is_counted(channel: str) -> bool:
