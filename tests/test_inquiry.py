@@ -330,6 +330,21 @@ def test_while_somebody_else_samples_too_or_a_mean_was_asked_for_nothing_is_left
     assert busy.take_turns(now_s) < 1.0
 
 
+def test_whoever_goes_on_sampling_after_a_busy_programs_watcher_has_stopped_gets_every_block() -> None:
+    busy = sites.Sampling(None)
+    busy.adapt(0.0)
+    busy.module.set_mean(2**20)
+    now_s = 10.0
+    while not busy.module.statistics()["paused"]:
+        now_s += busy.take_turns(now_s)
+    asked = sites.Sampling(2**20)
+    busy.module.pause()  # a turn that was under way
+    busy.stop()
+    figures = asked.module.statistics()
+    asked.stop()
+    assert (figures["paused"], figures["duty"]) == (0.0, 1.0)
+
+
 def test_a_tool_that_stands_on_the_hooks_is_left_there_and_all_is_sampled(busy: sites.Sampling) -> None:
     now_s = 10.0
     tracemalloc.start()

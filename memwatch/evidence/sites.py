@@ -199,6 +199,7 @@ class Sampling:
         self.module.govern(before["most_per_s"], int(before["coarsest_bytes"]))
 
     def stop(self) -> None:
+        self.stay_awake()  # whoever needs the sampler still needs all of it
         Sampling._users -= 1
         if Sampling._users == 0:
             self.module.stop()
