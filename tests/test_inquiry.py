@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from memwatch.evidence import sites, survivors
+from memwatch.evidence.findings import Moment
 from memwatch.evidence.inquiry import CENSUS_DUTY, Inquiry
-from memwatch.evidence.looked_at import Moment
 from memwatch.evidence.told import Paths, measured
 from memwatch.model import Verdict
 from memwatch.testing import FakeClock

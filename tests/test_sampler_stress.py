@@ -173,7 +173,8 @@ def test_threads_without_the_gil_may_allocate_while_everything_else_happens(pyth
 ends, seen = time.monotonic() + 4, 0
 while time.monotonic() < ends:
     for mean in (1024, 8192, 1024):
-        sampler.set_mean(mean); leak(50); sampler.live(); sampler.pause(); leak(50); sampler.resume(); sampler.maintain(); time.sleep(0.01)
+        sampler.set_mean(mean); leak(50); sampler.live(); sampler.maintain(); time.sleep(0.01)
+        sampler.pause(); leak(50); sampler.resume()
     seen = max(seen, len(sampler.blocks()))
     sampler.stop(); sampler.start(1024)
 going = False

@@ -9,8 +9,8 @@ stand for growth; `child` and `census` look at the heap in a forked child (`_hea
 Law: the watched process pays for a few instructions per allocation and for the fork; nothing here runs code of the program.
 """
 
+from memwatch.evidence.findings import Bounded, Conclusion, Moment
 from memwatch.evidence.inquiry import Inquiry
-from memwatch.evidence.looked_at import Bounded, Conclusion, Moment
 from memwatch.evidence.sites import Sampling
 
 __all__ = ["Bounded", "Conclusion", "Inquiry", "Moment", "Sampling"]

@@ -238,17 +238,24 @@ draw(void)
     draw_large();
 }
 
-/* The countdown of small blocks has run below zero in one of n bytes: whether a point fell into it, and the mean it stands for. */
+/* A countdown has run below zero in a block of n bytes: whether it has in truth, which a new thread has yet to draw. */
 static bool
-small_point_fell(size_t n, double *mean)
+has_run_out(int64_t *countdown, size_t n)
 {
     if (here.seed == 0) {
         seed_thread();
         draw();
-        here.small -= (int64_t)n;
-        if (here.small >= 0) {
-            return false;
-        }
+        *countdown -= (int64_t)n;
+    }
+    return *countdown < 0;
+}
+
+/* Whether a point fell into a small block of n bytes, and the mean it stands for. */
+static bool
+small_point_fell(size_t n, double *mean)
+{
+    if (!has_run_out(&here.small, n)) {
+        return false;
     }
     *mean = here.small_mean * here.small_duty / read_duty(); /* thrown for one part of the time, met in another */
     draw_small();
@@ -259,13 +266,8 @@ small_point_fell(size_t n, double *mean)
 static bool
 large_point_fell(size_t n, double *mean)
 {
-    if (here.seed == 0) {
-        seed_thread();
-        draw();
-        here.large -= (int64_t)n;
-        if (here.large >= 0) {
-            return false;
-        }
+    if (!has_run_out(&here.large, n)) {
+        return false;
     }
     *mean = here.large_mean;
     draw_large();
@@ -1083,15 +1085,6 @@ pause_small(void)
     return true;
 }
 
-/* Whether what stands in a chain is what we left there. */
-static bool
-is_as_left(int domain)
-{
-    PyMemAllocatorEx top;
-    PyMem_GetAllocator(domain_names[domain], &top);
-    return is_ours(domain, &top) || memcmp(&top, &before[domain], sizeof(top)) == 0;
-}
-
 /* Whether OBJ and MEM still hand on what pymalloc would not serve: under tools that wrap them they do. */
 static bool
 lead_to_raw(void)
@@ -1110,7 +1103,9 @@ resume_small(void)
     set_paused(false);
     unlock();
     for (int domain = MEM; domain <= OBJ; domain++) {
-        if (is_as_left(domain)) {
+        PyMemAllocatorEx top;
+        PyMem_GetAllocator(domain_names[domain], &top);
+        if (memcmp(&top, &before[domain], sizeof(top)) == 0) {
             hook(domain);
         }
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from memwatch.evidence import census, sites
 from memwatch.evidence.child import Child, refusal
-from memwatch.evidence.looked_at import Conclusion, Moment
+from memwatch.evidence.findings import Conclusion, Moment
 from memwatch.evidence.suspicion import Suspicion
 from memwatch.evidence.told import counts_of, levels_of
 from memwatch.model import Evidence

@@ -152,19 +152,18 @@ class Sampling:
         if not alone or self.module.statistics()["mean_bytes"] < DUTY_FROM_BYTES:  # in force now: the governor is quick to raise it
             self.stay_awake()
             return math.inf
-        if self._cycle is None:
-            self._cycle = _Cycle(now_s)
+        cycle = self._cycle
+        if cycle is None:
+            cycle = self._cycle = _Cycle(now_s)
             self.module.set_duty(DUTY)
-        wait_s = self._cycle.until_s - now_s
-        if wait_s <= 0:
-            asleep = not self._cycle.asleep and bool(self.module.pause())
-            if not asleep and not self._cycle.asleep:  # another tool's hooks stand on ours
-                self.stay_awake()
-                return math.inf
-            if not asleep:
-                self.module.resume()
-            wait_s = self._cycle.turn(now_s, asleep)
-        return wait_s
+        if now_s < cycle.until_s:
+            return cycle.until_s - now_s
+        if cycle.asleep:
+            self.module.resume()
+        elif not self.module.pause():  # another tool's hooks stand on ours
+            self.stay_awake()
+            return math.inf
+        return cycle.turn(now_s)
 
     def stay_awake(self) -> None:
         """Sample small blocks all the time, from now on."""
@@ -216,15 +215,15 @@ class _Cycle:
         """Sleep that is due for the time awake."""
         self._jitter = 0.5
 
-    def turn(self, now_s: float, asleep: bool) -> float:
-        """It has changed; returns how long this lasts."""
+    def turn(self, now_s: float) -> float:
+        """From awake to asleep, or back; returns how long this lasts."""
         passed_s = now_s - self._since_s
-        owed_s = self._owed_s + (passed_s * (1 / DUTY - 1) if asleep else -passed_s)
+        owed_s = self._owed_s + (-passed_s if self.asleep else passed_s * (1 / DUTY - 1))
         self._owed_s = min(OWED_MOST_S, max(-OWED_MOST_S, owed_s))  # a stopped process, a suspended machine: nothing was allocated
-        self.asleep, self._since_s = asleep, now_s
+        self.asleep, self._since_s = not self.asleep, now_s
         # Not the same time each round, as a program may have a rhythm of its own: multiples of the golden ratio spread evenly.
         self._jitter = (self._jitter + 0.6180339887) % 1.0
-        lasts_s = max(0.0, self._owed_s) * (0.5 + self._jitter) if asleep else AWAKE_S
+        lasts_s = max(0.0, self._owed_s) * (0.5 + self._jitter) if self.asleep else AWAKE_S
         self.until_s = now_s + lasts_s
         return lasts_s
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from memwatch.evidence import census, fallback, names, resources, sites
 from memwatch.evidence.child import Child, refusal
-from memwatch.evidence.looked_at import Bounded, Conclusion, Moment
+from memwatch.evidence.findings import Bounded, Conclusion, Moment
 from memwatch.evidence.survivors import survivors
 from memwatch.evidence.told import KINDS_OF, Paths, counts_of, is_counted, levels_of, measured, types_evidence, with_callers
 from memwatch.model import Evidence, Kind

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from memwatch.evidence import census, names
-from memwatch.evidence.looked_at import Bounded, Moment
+from memwatch.evidence.findings import Bounded, Moment
 from memwatch.model import Evidence, Suspect
 from memwatch.units import format_duration, format_size
 

@@ -1,4 +1,4 @@
-"""What an inquiry is given at a tick, and what it finds."""
+"""What an inquiry is given at a tick, and its findings."""
 
 from __future__ import annotations
 
