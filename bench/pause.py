@@ -25,7 +25,7 @@ from pathlib import Path
 
 from memwatch.evidence import census
 from memwatch.evidence.child import Child
-from memwatch.evidence.sites import Sampling
+from memwatch.evidence.sources import Sampling
 from memwatch.evidence.survivors import survivors
 
 GIB = 2**30

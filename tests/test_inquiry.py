@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from memwatch.evidence import sites, survivors
+from memwatch.evidence import sites, sources, survivors
 from memwatch.evidence.findings import Moment
 from memwatch.evidence.inquiry import CENSUS_DUTY, Inquiry
 from memwatch.evidence.told import Paths, measured
@@ -152,7 +152,7 @@ class Still:
 
     name = "still"
 
-    def live(self, born_after_s: float = 0.0) -> dict[int, sites.Live]:
+    def live(self, born_after_s: float = 0.0) -> dict[int, sources.Live]:
         return {}
 
     def stack(self, key: int) -> tuple[Any, ...]:
@@ -176,9 +176,9 @@ def test_baselines_of_a_week_are_few_and_the_older_the_sparser() -> None:
 
 def test_growth_of_what_was_there_all_the_time_has_no_error_and_churn_has() -> None:
     mib = 2.0**20
-    before = {1: sites.Live(100 * mib, 1000, 1600), 2: sites.Live(10 * mib, 100, 160)}
-    after = {1: sites.Live(101 * mib, 1010, 1616), 2: sites.Live(10 * mib, 100, 160)}
-    fresh = {1: sites.Live(mib, 10, 16), 2: sites.Live(10 * mib, 100, 160)}
+    before = {1: sources.Live(100 * mib, 1000, 1600), 2: sources.Live(10 * mib, 100, 160)}
+    after = {1: sources.Live(101 * mib, 1010, 1616), 2: sources.Live(10 * mib, 100, 160)}
+    fresh = {1: sources.Live(mib, 10, 16), 2: sources.Live(10 * mib, 100, 160)}
     grown = {row.key: row for row in sites.growths(before, after, fresh)}
     assert grown[1].bytes == mib
     assert grown[1].error_bytes == pytest.approx(mib / 4, rel=0.05)
@@ -239,7 +239,7 @@ def _allocate_fast() -> float:
 
 
 def test_a_burst_of_allocations_is_not_sampled_without_bound_not_even_while_something_is_looked_into() -> None:
-    sampling = sites.Sampling(None)
+    sampling = sources.Sampling(None)
     try:
         sampling.refine(4096)
         assert _allocate_fast() < 2_000
@@ -252,24 +252,24 @@ def test_a_burst_of_allocations_is_not_sampled_without_bound_not_even_while_some
 def test_a_mean_that_was_asked_for_is_kept_whatever_is_allocated_and_a_watchers_governor_is_back_after_a_test_was_looked_into() -> (
     None
 ):
-    adapting = sites.Sampling(None)
+    adapting = sources.Sampling(None)
     try:
         before = adapting.module.statistics()
-        asked = sites.Sampling(65536)
+        asked = sources.Sampling(65536)
         assert _allocate_fast() > 5_000
         assert adapting.module.statistics()["mean_bytes"] == 65536
         asked.give_back(before)
         assert _allocate_fast() < 1_000
-        assert sites.Sampling.in_use()
+        assert sources.Sampling.in_use()
     finally:
         adapting.stop()
-    assert not sites.Sampling.in_use()
+    assert not sources.Sampling.in_use()
 
 
 @pytest.fixture
-def busy() -> Iterator[sites.Sampling]:
+def busy() -> Iterator[sources.Sampling]:
     """A sampler that has found that the program allocates much."""
-    sampling = sites.Sampling(None)
+    sampling = sources.Sampling(None)
     sampling.adapt(0.0)
     sampling.module.set_mean(2**20)
     yield sampling
@@ -278,7 +278,7 @@ def busy() -> Iterator[sites.Sampling]:
 
 @pytest.mark.parametrize("late_s", [0.0, 0.05, 0.5])
 def test_a_busy_programs_small_blocks_are_sampled_for_an_eighth_of_the_time_however_late_a_turn_comes(
-    late_s: float, busy: sites.Sampling
+    late_s: float, busy: sources.Sampling
 ) -> None:
     chance = random.Random(4)
     now_s, paused_s, rhythm = 10.0, 0.0, set()
@@ -288,12 +288,12 @@ def test_a_busy_programs_small_blocks_are_sampled_for_an_eighth_of_the_time_howe
             paused_s += wait_s
             rhythm.add(round(wait_s, 2))
         now_s += wait_s
-    assert paused_s / (now_s - 10.0) == pytest.approx(1 - sites.DUTY, abs=0.01)
+    assert paused_s / (now_s - 10.0) == pytest.approx(1 - sources.DUTY, abs=0.01)
     assert len(rhythm) > 30  # no beat that a program could keep
-    assert busy.module.statistics()["duty"] == sites.DUTY
+    assert busy.module.statistics()["duty"] == sources.DUTY
 
 
-def test_a_process_that_was_stopped_for_a_day_is_sampled_again_within_seconds(busy: sites.Sampling) -> None:
+def test_a_process_that_was_stopped_for_a_day_is_sampled_again_within_seconds(busy: sources.Sampling) -> None:
     now_s = busy.take_turns(10.0) + 10.0 + 86_400.0
     slept_s = 0.0
     while slept_s == 0.0 or busy.module.statistics()["paused"]:
@@ -304,21 +304,21 @@ def test_a_process_that_was_stopped_for_a_day_is_sampled_again_within_seconds(bu
     assert 0 < slept_s < 15
 
 
-def test_a_program_that_allocates_little_is_sampled_all_the_time(busy: sites.Sampling) -> None:
+def test_a_program_that_allocates_little_is_sampled_all_the_time(busy: sources.Sampling) -> None:
     now_s = 10.0
     for _ in range(20):
         now_s += busy.take_turns(now_s)
-    busy.module.set_mean(sites.FINEST_BYTES)
+    busy.module.set_mean(sources.FINEST_BYTES)
     assert busy.take_turns(now_s) == math.inf
     figures = busy.module.statistics()
     assert (figures["paused"], figures["duty"]) == (0.0, 1.0)
 
 
-def test_while_somebody_else_samples_too_or_a_mean_was_asked_for_nothing_is_left_out(busy: sites.Sampling) -> None:
+def test_while_somebody_else_samples_too_or_a_mean_was_asked_for_nothing_is_left_out(busy: sources.Sampling) -> None:
     now_s = 10.0
     while not busy.module.statistics()["paused"]:
         now_s += busy.take_turns(now_s)
-    asked = sites.Sampling(2**20)
+    asked = sources.Sampling(2**20)
     try:
         assert not busy.module.statistics()["paused"]
         for _ in range(5):
@@ -331,13 +331,13 @@ def test_while_somebody_else_samples_too_or_a_mean_was_asked_for_nothing_is_left
 
 
 def test_whoever_goes_on_sampling_after_a_busy_programs_watcher_has_stopped_gets_every_block() -> None:
-    busy = sites.Sampling(None)
+    busy = sources.Sampling(None)
     busy.adapt(0.0)
     busy.module.set_mean(2**20)
     now_s = 10.0
     while not busy.module.statistics()["paused"]:
         now_s += busy.take_turns(now_s)
-    asked = sites.Sampling(2**20)
+    asked = sources.Sampling(2**20)
     busy.module.pause()  # a turn that was under way
     busy.stop()
     figures = asked.module.statistics()
@@ -345,7 +345,7 @@ def test_whoever_goes_on_sampling_after_a_busy_programs_watcher_has_stopped_gets
     assert (figures["paused"], figures["duty"]) == (0.0, 1.0)
 
 
-def test_a_tool_that_stands_on_the_hooks_is_left_there_and_all_is_sampled(busy: sites.Sampling) -> None:
+def test_a_tool_that_stands_on_the_hooks_is_left_there_and_all_is_sampled(busy: sources.Sampling) -> None:
     now_s = 10.0
     tracemalloc.start()
     try:
@@ -426,18 +426,18 @@ def test_a_program_that_allocates_fast_is_sampled_more_coarsely_and_a_quiet_one_
         means: list[int] = []  # noqa: RUF012
 
         def statistics(self) -> dict[str, float]:
-            return {"samples": self.samples, "mean_bytes": self.means[-1] if self.means else sites.FIRST_BYTES}
+            return {"samples": self.samples, "mean_bytes": self.means[-1] if self.means else sources.FIRST_BYTES}
 
         def set_mean(self, mean_bytes: int) -> None:
             self.means.append(mean_bytes)
 
-    sampling = sites.Sampling.__new__(sites.Sampling)
-    sampling.module, sampling.mean_bytes = Counted(), sites.FIRST_BYTES
+    sampling = sources.Sampling.__new__(sources.Sampling)
+    sampling.module, sampling.mean_bytes = Counted(), sources.FIRST_BYTES
     sampling._adapts, sampling._fine, sampling._taken, sampling._cycle = True, False, None, None
     sampling.adapt(0.0)
     sampling.adapt(10.0)  # nothing was allocated
-    assert sampling.mean_bytes == sites.FINEST_BYTES
-    sampling.module.samples = 10 * 10 * sites.SAMPLES_PER_S
+    assert sampling.mean_bytes == sources.FINEST_BYTES
+    sampling.module.samples = 10 * 10 * sources.SAMPLES_PER_S
     sampling.adapt(20.0)  # ten times as many as are wanted
-    assert sampling.mean_bytes == pytest.approx(10 * sites.FINEST_BYTES, rel=0.01)
+    assert sampling.mean_bytes == pytest.approx(10 * sources.FINEST_BYTES, rel=0.01)
     assert sampling.module.means[-1] == sampling.mean_bytes

@@ -254,7 +254,7 @@ def _evidence(loaded: config.Config) -> Iterator[Line]:
 
 
 def _sampler_refusal(loaded: config.Config) -> str | None:
-    from memwatch.evidence.sites import Sampling
+    from memwatch.evidence.sources import Sampling
 
     try:
         Sampling(loaded.sample_bytes).stop()

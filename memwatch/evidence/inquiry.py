@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memwatch.evidence import census, sites
+from memwatch.evidence import census, sites, sources
 from memwatch.evidence.child import Child, refusal
 from memwatch.evidence.findings import Conclusion, Moment
 from memwatch.evidence.suspicion import Suspicion
@@ -50,7 +50,7 @@ class Inquiry:
         self.mode = mode
         self.clock = clock
         self.give_back = give_back
-        self.sampling: sites.Sampling | None = None
+        self.sampling: sources.Sampling | None = None
         self.declined: str | None = None
         """Why there is no sampler."""
         self.levels = sites.Levels()
@@ -71,7 +71,7 @@ class Inquiry:
         if self.mode not in ("auto", "sampling") or self.sampling is not None:
             return
         try:
-            self.sampling = sites.Sampling(self._sample_bytes)
+            self.sampling = sources.Sampling(self._sample_bytes)
         except (ImportError, RuntimeError, OSError, ValueError) as error:
             self.declined = str(error)
             if self.mode == "sampling":

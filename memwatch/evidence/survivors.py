@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memwatch.evidence import census, sites
+from memwatch.evidence import census, sources
 
 MOST = 400
 YOUNGEST_SHARE = 0.1
@@ -16,7 +16,7 @@ YOUNGEST_SHARE = 0.1
 
 
 def survivors(
-    sampling: sites.Sampling, wanted: Mapping[int, float], since_s: float, until_s: float, most: int = MOST
+    sampling: sources.Sampling, wanted: Mapping[int, float], since_s: float, until_s: float, most: int = MOST
 ) -> list[census.Block]:
     """Sampled blocks that stand for the growth: of each stack that grew its part, old enough to be more than work under way.
 

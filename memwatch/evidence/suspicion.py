@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from memwatch.evidence import census, fallback, names, resources, sites
+from memwatch.evidence import census, fallback, names, resources, sites, sources
 from memwatch.evidence.child import Child, refusal
 from memwatch.evidence.findings import Bounded, Conclusion, Moment
 from memwatch.evidence.survivors import survivors
@@ -61,7 +61,7 @@ class Suspicion:
         self._counts_at = moment
         self._tasks: resources.Found | None = None
         self._level: sites.Level | None = None
-        self._tracing: sites.Tracing | None = None
+        self._tracing: sources.Tracing | None = None
         self._traced_ticks = 0
         self._ticks = 0
         self._native_stacks = fallback.NativeStacks()
@@ -154,7 +154,7 @@ class Suspicion:
     # -- tracemalloc, where it stands in ---------------------------------------------------------------------------------------
 
     def _trace(self, moment: Moment) -> None:
-        self._tracing = sites.Tracing()
+        self._tracing = sources.Tracing()
         self._traced_ticks = 0
         self._level = sites.take_level(self._tracing, moment.now_s, moment.readings)
 
@@ -198,7 +198,7 @@ class Suspicion:
         found: Evidence | None = None
         labels: dict[int, str] = {}
         blocks: Callable[[], Sequence[census.Block]] = list
-        source: sites.SiteSource | None = self._inquiry.sampling or self._tracing
+        source: sources.SiteSource | None = self._inquiry.sampling or self._tracing
         level = self._level
         if source is not None and level is not None:
             grown = sites.growths(level.live(), source.live(), source.live(level.time_s))
@@ -206,7 +206,7 @@ class Suspicion:
             found, labels = sites.rank(grown, source, whole, resident=channel == "rss", since_s=moment.now_s - level.time_s)
             told = {suspect.label for suspect in found.suspects}
             wanted = {row.key: row.bytes for row in grown if labels.get(row.key) in told or not source.stack(row.key)}
-            if isinstance(source, sites.Sampling):
+            if isinstance(source, sources.Sampling):
                 sampling, since_s, all_of_them = source, level.time_s, is_counted(channel)
 
                 def blocks() -> list[census.Block]:
@@ -262,7 +262,7 @@ class Suspicion:
                 grown = measured(at, self._counts_at.readings, self._counts_at.now_s)
                 apart_s = at.now_s - self._counts_at.now_s
                 types = types_evidence(self._counts, counts, grown, paths, child.died, apart_s=apart_s)
-                source: sites.SiteSource | None = self._inquiry.sampling or self._tracing
+                source: sources.SiteSource | None = self._inquiry.sampling or self._tracing
                 found.append(types if source is None else with_callers(types, sites.own_callers(source, question.labels)))
             found.append(paths.evidence(child.died))
             bounded = paths.bounded(moment)

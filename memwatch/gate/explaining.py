@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from memwatch.evidence import census, names, sites
+from memwatch.evidence import census, names, sites, sources
 from memwatch.evidence.child import Child, refusal
 from memwatch.evidence.survivors import survivors
 from memwatch.model import Suspect
@@ -56,7 +56,7 @@ class Look:
         self._exempt = exempt
         self.exempted = 0.0
         self._mean = int(min(COARSEST_MEAN, max(FINEST_MEAN, expected_bytes / SAMPLES_WANTED)))
-        self._source: sites.Sampling | sites.Tracing | None = None
+        self._source: sources.Sampling | sources.Tracing | None = None
         self._before: dict[str, float] | None = None
         self._level: sites.Level | None = None
         self._counts: census.Counts | None = None
@@ -70,10 +70,10 @@ class Look:
             module: Any = __import__("memwatch.evidence._sampler", fromlist=["running"])
             if module.running():  # a watcher of the program's own samples already: it goes on afterwards
                 self._before = module.statistics()
-            self._source = sites.Sampling(self._mean)
+            self._source = sources.Sampling(self._mean)
         except (ImportError, RuntimeError, OSError, ValueError) as error:
             self._notes.append(f"allocations were traced, not sampled: {error}")
-            self._source = sites.Tracing()
+            self._source = sources.Tracing()
         gc.collect()
         self._level = sites.take_level(self._source, sites.now(), {})
 
@@ -93,7 +93,7 @@ class Look:
             since_s, until_s = level.time_s, sites.now()
 
             def blocks() -> list[census.Block]:
-                if isinstance(source, sites.Sampling):
+                if isinstance(source, sources.Sampling):
                     return survivors(source, wanted, since_s, until_s, SURVIVORS)
                 return []
 
@@ -110,7 +110,7 @@ class Look:
 
     def _end(self) -> None:
         source, self._source = self._source, None
-        if isinstance(source, sites.Sampling) and self._before is not None:
+        if isinstance(source, sources.Sampling) and self._before is not None:
             source.give_back(self._before)
         elif source is not None:
             source.stop()
@@ -137,7 +137,9 @@ class Look:
         return child.lines
 
 
-def rank_sites(grown: Sequence[sites.Growth], source: sites.SiteSource, growth: int) -> tuple[tuple[Suspect, ...], dict[int, str]]:
+def rank_sites(
+    grown: Sequence[sites.Growth], source: sources.SiteSource, growth: int
+) -> tuple[tuple[Suspect, ...], dict[int, str]]:
     """Sites by growth, the largest first, and the site of each stack that grew.
 
     Unlike `sites.rank` it asks for no significance: that something grew is known, and one block larger than the sampler's mean is
