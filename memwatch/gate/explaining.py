@@ -5,7 +5,9 @@ Law: looking is only for what is already decided; whatever fails here is a note,
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import math
 import sys
 import time
@@ -65,6 +67,8 @@ class Look:
     def begin(self) -> None:
         """Take the baselines; the run comes right after."""
         _name_callers()
+        with contextlib.suppress(ImportError):  # now: what loading it leaves would be taken for growth
+            importlib.import_module("memwatch.evidence._sampler")
         self._counts = with_itself(_counts(self._child(census.Task(list, None, False))))
         try:
             module: Any = __import__("memwatch.evidence._sampler", fromlist=["running"])
